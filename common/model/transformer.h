@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// Transformer: the decoder of the Llama, Qwen2 and Qwen3 families, with a manual backward.
+//
+// Training and inference share every block but the place where keys and values live, so the hidden state
+// of a token is the same bits on both paths. Values are rounded to the dtype at the end of every
+// operation (docs/numerics.md).
+#pragma once
+
+#include <memory>
+
+#include "common/model/batch.h"
+#include "common/model/kv_cache.h"
+#include "common/model/model_config.h"
+#include "common/model/model_weights.h"
+#include "common/model/parameter_buffer.h"
+#include "kernels/exec_context.h"
+
+namespace halfstep {
+
+// Which activations the forward keeps for the backward.
+enum class Recompute {
+  kNone,   // keep every layer's activations
+  kLayer,  // keep each layer's input and run its forward again in the backward; same bits
+};
+
+
+// Saved by ForwardTrain for Backward; reusable, grows to the largest batch seen. Opaque.
+class TrainActivations {
+ public:
+  TrainActivations();
+  ~TrainActivations();
+  TrainActivations(TrainActivations&&) noexcept;
+  TrainActivations& operator=(TrainActivations&&) noexcept;
+
+ private:
+  friend class Transformer;
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// FP32 gradients over the layout. Tied word embeddings have two sources; each keeps its own accumulation
+// chain over the tokens of a step, so that the split into micro-batches changes no bit.
+class ModelGradients {
+ public:
+  explicit ModelGradients(std::shared_ptr<const ParameterLayout> layout, Device device = kCpuDevice);
+
+  void SetZero(const ExecContext& ctx);
+  // Where the LM head accumulates: the head's gradient [vocab, hidden].
+  Tensor head();
+  // Where the embedding accumulates: a separate buffer when tied.
+  Tensor embedding();
+  Tensor view(int parameter) { return buffer_.view(parameter); }
+  // Adds the separate embedding gradient, once after the last micro-batch; returns the complete gradient.
+  ParameterBuffer& Finish(const ExecContext& ctx);
+
+ private:
+  ParameterBuffer buffer_;
+  OwnedTensor tied_embedding_;
+};
+
+// Stateless apart from the configuration; weights, activations and cache are arguments. One pass at a
+// time per ExecContext.
+class Transformer {
+ public:
+  explicit Transformer(const ModelConfig& config);
+
+  const ModelConfig& config() const { return config_; }
+
+  // hidden: [logit_rows, hidden_size], after the final norm, rows of batch.logit_rows only.
+  void ForwardTrain(const ExecContext& ctx, const ModelWeights& weights, const PackedBatch& batch,
+                    Recompute recompute, TrainActivations* activations, Tensor hidden) const;
+
+  // dhidden: gradient of `hidden` (may carry the loss scale). Parameter gradients accumulate.
+  void Backward(const ExecContext& ctx, const ModelWeights& weights, const PackedBatch& batch,
+                const TrainActivations& activations, ConstTensor dhidden,
+                ModelGradients* gradients) const;
+
+  // hidden: [logit_rows, hidden_size], after the final norm.
+  void ForwardInfer(const ExecContext& ctx, const ModelWeights& weights, const StepBatch& batch,
+                    KvCache* cache, Tensor hidden) const;
+
+ private:
+  ModelConfig config_;
+};
+
+}  // namespace halfstep

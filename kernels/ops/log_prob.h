@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// LM head, log-softmax, log-prob of the chosen token and entropy.
+//
+// The log-prob of token y is log_softmax(logits / temperature)[y] in FP32, before any top-k, top-p or
+// min-p cut. Rollout (SampleTokens) and learner (LmHeadLogProb) run the same row function, so equal
+// logits give equal bits.
+#pragma once
+
+#include "kernels/exec_context.h"
+#include "kernels/ops/linear.h"
+#include "kernels/tensor.h"
+
+namespace halfstep {
+
+// hidden: [rows, hidden]; head.weight: [vocab, hidden]; targets: int32 [rows], below vocab.
+// Chunks over rows, so that FP32 logits never exist for more than a few rows at a time.
+// log_probs: FP32 [rows]. entropy: FP32 [rows], nats, or empty. lse: FP32 [rows], log-sum-exp of
+// logits / temperature, saved for the backward, or empty. A row with a non-finite logit gives NaN.
+void LmHeadLogProb(const ExecContext& ctx, ConstTensor hidden, const LinearWeight& head,
+                   ConstTensor targets, float temperature, Tensor log_probs, Tensor entropy,
+                   Tensor lse);
+
+// dlogits[r, j] = dlog_probs[r] * (1[j = target] - p[r, j]) / temperature, rounded to the dtype of
+// `hidden` after the multiplication (dlog_probs carries the loss scale).
+// dlog_probs: FP32 [rows]; dhidden: [rows, hidden], overwritten; dhead: FP32 [vocab, hidden], accumulates
+// in ascending row order.
+void LmHeadLogProbBackward(const ExecContext& ctx, ConstTensor dlog_probs, ConstTensor hidden,
+                           const LinearWeight& head, ConstTensor targets, float temperature,
+                           ConstTensor lse, Tensor dhidden, Tensor dhead);
+
+}  // namespace halfstep
