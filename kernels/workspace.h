@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Scratch memory with stack discipline: an operation opens a Scope, takes what it needs, and gives it
-// all back when the scope ends.
+// Scratch memory with stack discipline: an operation opens a Scope, takes what it needs, and gives
+// it all back when the scope ends.
 #pragma once
 
 #include <cstddef>
@@ -22,6 +22,7 @@ class Workspace {
   Workspace& operator=(const Workspace&) = delete;
 
   Device device() const { return device_; }
+  // The most that was ever taken at once, with the unused ends of chunks.
   size_t high_water_bytes() const { return high_water_; }
 
   // Takes scratch until destroyed. Scopes nest.
@@ -53,7 +54,6 @@ class Workspace {
   std::vector<std::unique_ptr<Chunk>> chunks_;
   size_t current_ = 0;  // chunk in use
   size_t used_ = 0;     // bytes used of the current chunk
-  size_t in_use_ = 0;
   size_t high_water_ = 0;
 };
 
