@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Fatal checks for broken invariants: they print file, line and both values, then abort. Mistakes of
-// users, files and networks are absl::Status in the layers above, never a check.
+// Fatal checks for broken invariants: they print file, line and both values, then abort. Mistakes
+// of users, files and networks are absl::Status in the layers above, never a check.
 #pragma once
 
 #include <source_location>
@@ -23,17 +23,17 @@ template <class A, class B>
 }  // namespace internal
 }  // namespace halfstep
 
-#define HALFSTEP_CHECK(condition)                                                              \
-  do {                                                                                         \
-    if (!(condition)) [[unlikely]]                                                             \
-      ::halfstep::CheckFailed(#condition, "", std::source_location::current());                \
+#define HALFSTEP_CHECK(condition)                                               \
+  do {                                                                          \
+    if (!(condition)) [[unlikely]]                                              \
+      ::halfstep::CheckFailed(#condition, "", std::source_location::current()); \
   } while (false)
 
-#define HALFSTEP_CHECK_OP_(op, a, b)                                                           \
-  do {                                                                                         \
-    if (!((a)op(b))) [[unlikely]]                                                              \
-      ::halfstep::internal::CheckOpFailed(#a " " #op " " #b, (a), (b),                         \
-                                          std::source_location::current());                    \
+#define HALFSTEP_CHECK_OP_(op, a, b)                                        \
+  do {                                                                      \
+    if (!((a)op(b))) [[unlikely]]                                           \
+      ::halfstep::internal::CheckOpFailed(#a " " #op " " #b, (a), (b),      \
+                                          std::source_location::current()); \
   } while (false)
 
 #define HALFSTEP_CHECK_EQ(a, b) HALFSTEP_CHECK_OP_(==, a, b)

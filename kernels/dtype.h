@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Element types and the storage-only 16-bit floats. Arithmetic is done in FP32; these types only hold
-// bits. Scalar conversions live here; the vectorised ones are in kernels/cpu.
+// Element types and the storage-only 16-bit floats. Arithmetic is done in FP32; these types only
+// hold bits. Scalar conversions live here; the vectorised ones are in kernels/cpu.
 #pragma once
 
 #include <bit>

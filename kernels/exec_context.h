@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// ExecContext: everything an operation may use, passed explicitly. One per engine thread and one per
-// trainer thread.
+// ExecContext: everything an operation may use, passed explicitly. One per engine thread and one
+// per trainer thread.
 #pragma once
 
 #include <atomic>
@@ -14,8 +14,9 @@ class Stream;
 class ThreadPool;
 class Workspace;
 
-// `kFast` lets a backend pick its fastest kernel; `kBitwise` promises that a row's result is a function
-// of that row and the weights only (docs/numerics.md). The CPU backend keeps `kBitwise` in both.
+// `kFast` lets a backend pick its fastest kernel; `kBitwise` promises that a row's result is a
+// function of that row and the weights only (docs/numerics.md). The CPU backend keeps `kBitwise` in
+// both.
 enum class Profile : uint8_t { kFast, kBitwise };
 
 // Does not own what it points to; all must outlive every call that takes the context.

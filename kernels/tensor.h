@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensor: a non-owning, row-major, contiguous view {data, dtype, device, shape}. Cheap to copy; never
-// allocates and never converts. Buffer (buffer.h) owns memory, Workspace (workspace.h) lends scratch.
+// Tensor: a non-owning, row-major, contiguous view {data, dtype, device, shape}. Cheap to copy;
+// never allocates and never converts. Buffer (buffer.h) owns memory, Workspace (workspace.h) lends
+// scratch.
 #pragma once
 
 #include <array>
@@ -61,9 +62,12 @@ class BasicTensor {
 
   // A mutable view converts to a read-only one.
   template <class Other>
-    requires(std::is_const_v<Byte> && !std::is_const_v<Other>)
-  constexpr BasicTensor(const BasicTensor<Other>& other)  // NOLINT(google-explicit-constructor)
-      : data_(other.data()), shape_(other.shape()), dtype_(other.dtype()), device_(other.device()) {}
+  requires(std::is_const_v<Byte> && !std::is_const_v<Other>) constexpr BasicTensor(
+      const BasicTensor<Other>& other)  // NOLINT(google-explicit-constructor)
+      : data_(other.data()),
+        shape_(other.shape()),
+        dtype_(other.dtype()),
+        device_(other.device()) {}
 
   // True for a view of nothing: how an optional tensor is left out.
   constexpr bool empty() const { return data_ == nullptr; }

@@ -20,8 +20,9 @@ class ThreadPool {
 
   int threads() const { return threads_; }
 
-  // Calls body(task, thread) for every task in [0, tasks), thread in [0, threads()); tasks are handed
-  // out in ascending order to whichever thread is free. Returns when all are done. `body` must not throw.
+  // Calls body(task, thread) for every task in [0, tasks), thread in [0, threads()); tasks are
+  // handed out in ascending order to whichever thread is free. Returns when all are done. `body`
+  // must not throw.
   void ParallelFor(int64_t tasks, const std::function<void(int64_t task, int thread)>& body);
 
  private:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What one model pass runs on. Index tensors are int32 and live on the device of the pass; the structs
-// here own host vectors, which the CPU backend reads in place.
+// What one model pass runs on. Index tensors are int32 and live on the device of the pass; the
+// structs here own host vectors, which the CPU backend reads in place.
 #pragma once
 
 #include <cstdint>
@@ -19,9 +19,10 @@ struct PackedBatch {
 
 // Inference: any mix of prefill chunks and decode tokens over the paged cache.
 struct StepBatch {
-  std::vector<int32_t> tokens;        // [tokens]
-  std::vector<int32_t> positions;     // [tokens]
-  std::vector<int32_t> slots;         // [tokens], where keys and values go: block * kKvBlockTokens + offset
+  std::vector<int32_t> tokens;     // [tokens]
+  std::vector<int32_t> positions;  // [tokens]
+  std::vector<int32_t>
+      slots;  // [tokens], where keys and values go: block * kKvBlockTokens + offset
   std::vector<int32_t> query_start;   // [sequences + 1]
   std::vector<int32_t> context;       // [sequences], tokens in the cache after this step
   std::vector<int32_t> block_tables;  // [sequences, max_blocks], row-major

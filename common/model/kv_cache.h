@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// KvCache: the key-value blocks of every layer. Which block belongs to whom is the scheduler's business.
+// KvCache: the key-value blocks of every layer. Which block belongs to whom is the scheduler's
+// business.
 #pragma once
 
 #include <vector>

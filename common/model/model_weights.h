@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// ModelWeights: parameters in the dtype that computes, ready for the operations: typed views, packed
-// linear weights, and the RoPE table.
+// ModelWeights: parameters in the dtype that computes, ready for the operations: typed views,
+// packed linear weights, and the RoPE table.
 #pragma once
 
 #include <memory>
@@ -14,14 +14,14 @@
 
 namespace halfstep {
 
-// After construction or any change through parameters(), call Pack before use. Safe to read from many
-// threads once packed.
+// After construction or any change through parameters(), call Pack before use. Safe to read from
+// many threads once packed.
 class ModelWeights {
  public:
-  // `rope_positions`: rows of the RoPE table, the longest sequence that will be run. The table is filled
-  // from the config; a rollout overwrites it with the learner's bytes.
-  ModelWeights(const ModelConfig& config, std::shared_ptr<const ParameterLayout> layout, DType dtype,
-               int64_t rope_positions, Device device = kCpuDevice);
+  // `rope_positions`: rows of the RoPE table, the longest sequence that will be run. The table is
+  // filled from the config; a rollout overwrites it with the learner's bytes.
+  ModelWeights(const ModelConfig& config, std::shared_ptr<const ParameterLayout> layout,
+               DType dtype, int64_t rope_positions, Device device = kCpuDevice);
 
   const ModelConfig& config() const { return config_; }
   DType dtype() const { return parameters_.dtype(); }

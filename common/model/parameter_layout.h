@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // ParameterLayout: the only list of a model's parameters. Weights, FP32 master, gradients and Adam
-// moments are buffers over one layout; optimizer, norm, checkpoint and weight transport iterate it and
-// know no model.
+// moments are buffers over one layout; optimizer, norm, checkpoint and weight transport iterate it
+// and know no model.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,8 @@
 
 namespace halfstep {
 
-// Rows [first_row, first_row + rows) of a parameter, stored under `name` in Hugging Face checkpoints.
+// Rows [first_row, first_row + rows) of a parameter, stored under `name` in Hugging Face
+// checkpoints.
 struct HuggingFaceSlice {
   std::string name;
   int64_t first_row = 0;
@@ -22,15 +23,15 @@ struct HuggingFaceSlice {
 };
 
 struct ParameterSpec {
-  std::string name;  // "layers.3.attention.qkv"
-  Shape shape;       // one or two dimensions
-  int64_t offset = 0;         // elements from the start of a buffer; a multiple of 64
-  bool weight_decay = false;  // matrices, not norms and biases
+  std::string name;                      // "layers.3.attention.qkv"
+  Shape shape;                           // one or two dimensions
+  int64_t offset = 0;                    // elements from the start of a buffer; a multiple of 64
+  bool weight_decay = false;             // matrices, not norms and biases
   std::vector<HuggingFaceSlice> slices;  // cover all rows in order
 };
 
-// Indices into specs(); -1 where the model has no such parameter. Fused matrices keep their parts in
-// consecutive rows: qkv = [q; k; v], gate_up = [gate; up].
+// Indices into specs(); -1 where the model has no such parameter. Fused matrices keep their parts
+// in consecutive rows: qkv = [q; k; v], gate_up = [gate; up].
 struct LayerParameters {
   int attention_norm = -1;
   int qkv = -1;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Transformer: the decoder of the Llama, Qwen2 and Qwen3 families, with a manual backward.
 //
-// Training and inference share every block but the place where keys and values live, so the hidden state
-// of a token is the same bits on both paths. Values are rounded to the dtype at the end of every
-// operation (docs/numerics.md).
+// Training and inference share every block but the place where keys and values live, so the hidden
+// state of a token is the same bits on both paths. Values are rounded to the dtype at the end of
+// every operation (docs/numerics.md).
 #pragma once
 
 #include <memory>
@@ -23,7 +23,6 @@ enum class Recompute {
   kLayer,  // keep each layer's input and run its forward again in the backward; same bits
 };
 
-
 // Saved by ForwardTrain for Backward; reusable, grows to the largest batch seen. Opaque.
 class TrainActivations {
  public:
@@ -38,11 +37,13 @@ class TrainActivations {
   std::unique_ptr<Impl> impl_;
 };
 
-// FP32 gradients over the layout. Tied word embeddings have two sources; each keeps its own accumulation
-// chain over the tokens of a step, so that the split into micro-batches changes no bit.
+// FP32 gradients over the layout. Tied word embeddings have two sources; each keeps its own
+// accumulation chain over the tokens of a step, so that the split into micro-batches changes no
+// bit.
 class ModelGradients {
  public:
-  explicit ModelGradients(std::shared_ptr<const ParameterLayout> layout, Device device = kCpuDevice);
+  explicit ModelGradients(std::shared_ptr<const ParameterLayout> layout,
+                          Device device = kCpuDevice);
 
   void SetZero(const ExecContext& ctx);
   // Where the LM head accumulates: the head's gradient [vocab, hidden].
@@ -50,7 +51,8 @@ class ModelGradients {
   // Where the embedding accumulates: a separate buffer when tied.
   Tensor embedding();
   Tensor view(int parameter) { return buffer_.view(parameter); }
-  // Adds the separate embedding gradient, once after the last micro-batch; returns the complete gradient.
+  // Adds the separate embedding gradient, once after the last micro-batch; returns the complete
+  // gradient.
   ParameterBuffer& Finish(const ExecContext& ctx);
 
  private:
@@ -58,8 +60,8 @@ class ModelGradients {
   OwnedTensor tied_embedding_;
 };
 
-// Stateless apart from the configuration; weights, activations and cache are arguments. One pass at a
-// time per ExecContext.
+// Stateless apart from the configuration; weights, activations and cache are arguments. One pass at
+// a time per ExecContext.
 class Transformer {
  public:
   explicit Transformer(const ModelConfig& config);

@@ -19,7 +19,8 @@ struct SamplingParams {
   float top_p = 1;
   float min_p = 0;
   int32_t max_new_tokens = 128;
-  std::vector<int32_t> stop_token_ids;  // beside the model's eos; the stop token is part of the response
+  std::vector<int32_t>
+      stop_token_ids;  // beside the model's eos; the stop token is part of the response
   std::vector<std::string> stop_strings;
 };
 

@@ -27,15 +27,16 @@ struct TensorManifest {
   friend bool operator==(const TensorManifest&, const TensorManifest&) = default;
 };
 
-// The identity of weights is (version, manifest digest): two sets of one version with other bytes differ.
+// The identity of weights is (version, manifest digest): two sets of one version with other bytes
+// differ.
 struct WeightIdentity {
   uint64_t version = 0;
   std::string manifest_digest;  // hexadecimal
   friend bool operator==(const WeightIdentity&, const WeightIdentity&) = default;
 };
 
-// Tensors in wire order: every parameter of the layout, then "rope_table". On the wire they follow each
-// other without padding.
+// Tensors in wire order: every parameter of the layout, then "rope_table". On the wire they follow
+// each other without padding.
 struct WeightManifest {
   uint64_t version = 0;
   std::vector<TensorManifest> tensors;
@@ -51,8 +52,8 @@ Digest128 DigestTensor(const std::string& name, ConstTensor tensor);
 // Immutable once created; share by shared_ptr<const>.
 class WeightSet {
  public:
-  // Casts `master` (FP32, every value finite and finite after the cast) to `dtype`, round to nearest
-  // even, copies `rope_table` (FP32), and digests every tensor.
+  // Casts `master` (FP32, every value finite and finite after the cast) to `dtype`, round to
+  // nearest even, copies `rope_table` (FP32), and digests every tensor.
   static std::shared_ptr<const WeightSet> Create(uint64_t version, const ParameterBuffer& master,
                                                  DType dtype, ConstTensor rope_table);
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Causal attention with grouped queries, over packed sequences (training) and over a paged key-value
-// cache (prefill and decode).
+// Causal attention with grouped queries, over packed sequences (training) and over a paged
+// key-value cache (prefill and decode).
 //
 // Both run one recurrence: blocks of kKvBlockTokens keys from position 0 on, online softmax in FP32
-// (Dao et al., arXiv 2205.14135), probabilities rounded to the dtype before P V, no split over keys. So
-// the output row of a query depends on its sequence only, and training equals decoding bit for bit.
+// (Dao et al., arXiv 2205.14135), probabilities rounded to the dtype before P V, no split over
+// keys. So the output row of a query depends on its sequence only, and training equals decoding bit
+// for bit.
 #pragma once
 
 #include <cstddef>
@@ -26,17 +27,17 @@ struct PackedAttention {
   float scale = 0;         // of the scores, commonly 1 / sqrt(head_dim)
 };
 
-// out: [tokens, heads, head_dim]; lse: FP32 [heads, tokens], log-sum-exp of the scaled scores, saved for
-// the backward.
+// out: [tokens, heads, head_dim]; lse: FP32 [heads, tokens], log-sum-exp of the scaled scores,
+// saved for the backward.
 void CausalAttention(const ExecContext& ctx, const PackedAttention& in, Tensor out, Tensor lse);
 
-// dq, dk, dv overwritten. Deterministic: the sums over queries and over the heads of a group are taken
-// in ascending order.
+// dq, dk, dv overwritten. Deterministic: the sums over queries and over the heads of a group are
+// taken in ascending order.
 void CausalAttentionBackward(const ExecContext& ctx, ConstTensor dout, const PackedAttention& in,
                              ConstTensor out, ConstTensor lse, Tensor dq, Tensor dk, Tensor dv);
 
-// The cache of one layer: `blocks` blocks of kKvBlockTokens tokens. How a block lays out its tokens is
-// the backend's business; a block holds KvBlockBytes bytes for keys and as many for values.
+// The cache of one layer: `blocks` blocks of kKvBlockTokens tokens. How a block lays out its tokens
+// is the backend's business; a block holds KvBlockBytes bytes for keys and as many for values.
 struct KvCacheLayer {
   Tensor keys;    // uint8 [blocks, KvBlockBytes]
   Tensor values;  // uint8 [blocks, KvBlockBytes]
@@ -46,7 +47,8 @@ struct KvCacheLayer {
 };
 size_t KvBlockBytes(DType dtype, int64_t kv_heads, int64_t head_dim);
 
-// Stores k, v: [tokens, kv_heads, head_dim]. slots: int32 [tokens], block * kKvBlockTokens + offset.
+// Stores k, v: [tokens, kv_heads, head_dim]. slots: int32 [tokens], block * kKvBlockTokens +
+// offset.
 void WriteKvCache(const ExecContext& ctx, ConstTensor k, ConstTensor v, ConstTensor slots,
                   const KvCacheLayer& cache);
 

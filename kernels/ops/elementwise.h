@@ -9,8 +9,8 @@
 
 namespace halfstep {
 
-// What a 16-bit store does beyond the largest finite FP16 value: activations saturate (and are counted
-// in ctx.saturated_stores), gradients become Inf, so that the loss scaler sees them.
+// What a 16-bit store does beyond the largest finite FP16 value: activations saturate (and are
+// counted in ctx.saturated_stores), gradients become Inf, so that the loss scaler sees them.
 enum class Overflow { kSaturate, kInfinity };
 
 // y = a + b, rounded on the store. Equal shapes and dtypes; y may be the memory of a or b.
@@ -30,7 +30,8 @@ void FillZero(const ExecContext& ctx, Tensor y);
 void SplitColumns(const ExecContext& ctx, ConstTensor x, std::span<const Tensor> outs);
 void ConcatColumns(const ExecContext& ctx, std::span<const ConstTensor> ins, Tensor y);
 
-// y[i, :] = x[rows[i], :]. rows: int32 [count], ascending and distinct; x: [tokens, width]; y: [count, width].
+// y[i, :] = x[rows[i], :]. rows: int32 [count], ascending and distinct; x: [tokens, width]; y:
+// [count, width].
 void GatherRows(const ExecContext& ctx, ConstTensor x, ConstTensor rows, Tensor y);
 // The transpose of GatherRows: y is zero except y[rows[i], :] = x[i, :].
 void ScatterRows(const ExecContext& ctx, ConstTensor x, ConstTensor rows, Tensor y);

@@ -7,7 +7,8 @@
 
 namespace halfstep {
 
-// y[t, :] = table[tokens[t], :]. tokens: int32 [tokens], within the table (CHECKed); table: [vocab, hidden].
+// y[t, :] = table[tokens[t], :]. tokens: int32 [tokens], within the table (CHECKed); table: [vocab,
+// hidden].
 void Embedding(const ExecContext& ctx, ConstTensor tokens, ConstTensor table, Tensor y);
 
 // dtable (FP32 [vocab, hidden]) accumulates dy rows in ascending token order.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Linear layers: y = x W^T + b, forward and both backward products.
 //
-// Every output element is one FP32 accumulation chain over the ascending inner index, so a row's bits do
-// not depend on the other rows, on tiles or on threads (docs/numerics.md).
+// Every output element is one FP32 accumulation chain over the ascending inner index, so a row's
+// bits do not depend on the other rows, on tiles or on threads (docs/numerics.md).
 #pragma once
 
 #include <cstddef>
@@ -19,24 +19,26 @@ struct LinearWeight {
   ConstTensor bias;    // [out_features], or empty
 };
 
-// Bytes of the arrangement that the backend of `device` wants beside the plain weight; 0 when it reads
-// the plain weight itself.
+// Bytes of the arrangement that the backend of `device` wants beside the plain weight; 0 when it
+// reads the plain weight itself.
 size_t PackedLinearBytes(Device device, DType dtype, int64_t out_features, int64_t in_features);
 
-// Fills `packed` (uint8 [PackedLinearBytes]) from `weight`; to be called after each change of `weight`.
+// Fills `packed` (uint8 [PackedLinearBytes]) from `weight`; to be called after each change of
+// `weight`.
 void PackLinear(const ExecContext& ctx, ConstTensor weight, Tensor packed);
 
 // y[t, o] = sum_i x[t, i] weight[o, i] + bias[o].
 // x: [tokens, in], y: [tokens, out] in the dtype of x, or FP32 (no rounding: the LM head).
 void Linear(const ExecContext& ctx, ConstTensor x, const LinearWeight& weight, Tensor y);
 
-// dx[t, i] = sum_o dy[t, o] weight[o, i], ascending o. dy: [tokens, out]; dx: [tokens, in], overwritten.
-// Stores may become Inf: the loss scaler looks for it.
-void LinearBackwardInput(const ExecContext& ctx, ConstTensor dy, const LinearWeight& weight, Tensor dx);
+// dx[t, i] = sum_o dy[t, o] weight[o, i], ascending o. dy: [tokens, out]; dx: [tokens, in],
+// overwritten. Stores may become Inf: the loss scaler looks for it.
+void LinearBackwardInput(const ExecContext& ctx, ConstTensor dy, const LinearWeight& weight,
+                         Tensor dx);
 
-// dweight[o, i] += sum_t dy[t, o] x[t, i], ascending t, continuing the chain that `dweight` holds, so a
-// different split of the tokens over calls changes no bit. dweight: FP32 [out, in].
-// dbias (FP32 [out], may be empty) accumulates sum_t dy[t, o] in the same order.
+// dweight[o, i] += sum_t dy[t, o] x[t, i], ascending t, continuing the chain that `dweight` holds,
+// so a different split of the tokens over calls changes no bit. dweight: FP32 [out, in]. dbias
+// (FP32 [out], may be empty) accumulates sum_t dy[t, o] in the same order.
 void LinearBackwardWeight(const ExecContext& ctx, ConstTensor dy, ConstTensor x, Tensor dweight,
                           Tensor dbias);
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // LM head, log-softmax, log-prob of the chosen token and entropy.
 //
-// The log-prob of token y is log_softmax(logits / temperature)[y] in FP32, before any top-k, top-p or
-// min-p cut. Rollout (SampleTokens) and learner (LmHeadLogProb) run the same row function, so equal
-// logits give equal bits.
+// The log-prob of token y is log_softmax(logits / temperature)[y] in FP32, before any top-k, top-p
+// or min-p cut. Rollout (SampleTokens) and learner (LmHeadLogProb) run the same row function, so
+// equal logits give equal bits.
 #pragma once
 
 #include "kernels/exec_context.h"
@@ -22,8 +22,8 @@ void LmHeadLogProb(const ExecContext& ctx, ConstTensor hidden, const LinearWeigh
 
 // dlogits[r, j] = dlog_probs[r] * (1[j = target] - p[r, j]) / temperature, rounded to the dtype of
 // `hidden` after the multiplication (dlog_probs carries the loss scale).
-// dlog_probs: FP32 [rows]; dhidden: [rows, hidden], overwritten; dhead: FP32 [vocab, hidden], accumulates
-// in ascending row order.
+// dlog_probs: FP32 [rows]; dhidden: [rows, hidden], overwritten; dhead: FP32 [vocab, hidden],
+// accumulates in ascending row order.
 void LmHeadLogProbBackward(const ExecContext& ctx, ConstTensor dlog_probs, ConstTensor hidden,
                            const LinearWeight& head, ConstTensor targets, float temperature,
                            ConstTensor lse, Tensor dhidden, Tensor dhead);

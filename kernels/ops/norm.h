@@ -7,13 +7,14 @@
 
 namespace halfstep {
 
-// y[r, :] = x[r, :] * rstd[r] * weight, rstd[r] = 1 / sqrt(mean(x[r, :]^2) + epsilon); one rounding, on
-// the store. x, y: [rows, width] (may be the same memory); weight: [width]; rstd: FP32 [rows], saved for
-// the backward, or empty. For a norm per head, rows = tokens * heads.
+// y[r, :] = x[r, :] * rstd[r] * weight, rstd[r] = 1 / sqrt(mean(x[r, :]^2) + epsilon); one
+// rounding, on the store. x, y: [rows, width] (may be the same memory); weight: [width]; rstd: FP32
+// [rows], saved for the backward, or empty. For a norm per head, rows = tokens * heads.
 void RmsNorm(const ExecContext& ctx, ConstTensor x, ConstTensor weight, float epsilon, Tensor y,
              Tensor rstd);
 
-// dx overwritten (may be the memory of dy); dweight (FP32 [width]) accumulates in ascending row order.
+// dx overwritten (may be the memory of dy); dweight (FP32 [width]) accumulates in ascending row
+// order.
 void RmsNormBackward(const ExecContext& ctx, ConstTensor dy, ConstTensor x, ConstTensor weight,
                      ConstTensor rstd, Tensor dx, Tensor dweight);
 

@@ -23,8 +23,8 @@ struct AdamWOptions {
   float beta1 = 0.9f;
   float beta2 = 0.95f;
   float epsilon = 1e-15f;
-  float weight_decay = 0;  // decoupled: master -= learning_rate * weight_decay * master
-  int64_t step = 1;        // t, counted from 1
+  float weight_decay = 0;   // decoupled: master -= learning_rate * weight_decay * master
+  int64_t step = 1;         // t, counted from 1
   float inverse_scale = 1;  // exact reciprocal of the loss scale, applied first
   float clip_factor = 1;    // min(1, clip / norm), applied to the unscaled gradient
 };

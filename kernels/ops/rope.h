@@ -23,13 +23,15 @@ struct RopeParameters {
   std::optional<Llama3RopeScaling> llama3;
 };
 
-// Fills table: FP32 [positions, 2, head_dim / 2], cosines then sines of position * frequency. Computed in
-// double on the host and rounded once, so both engines may share the same bytes. CPU memory only.
+// Fills table: FP32 [positions, 2, head_dim / 2], cosines then sines of position * frequency.
+// Computed in double on the host and rounded once, so both engines may share the same bytes. CPU
+// memory only.
 void FillRopeTable(const RopeParameters& parameters, Tensor table);
 
 // x, y: [tokens, heads, head_dim] (may be the same memory); positions: int32 [tokens], below
 // table.dim(0). Computed in FP32, rounded on the store.
-void Rope(const ExecContext& ctx, ConstTensor x, ConstTensor positions, ConstTensor table, Tensor y);
+void Rope(const ExecContext& ctx, ConstTensor x, ConstTensor positions, ConstTensor table,
+          Tensor y);
 
 // The transposed rotation. dx overwritten (may be the memory of dy).
 void RopeBackward(const ExecContext& ctx, ConstTensor dy, ConstTensor positions, ConstTensor table,

@@ -10,7 +10,8 @@
 
 namespace halfstep {
 
-// Why a token is sampled; part of the random key, so that training and evaluation never share noise.
+// Why a token is sampled; part of the random key, so that training and evaluation never share
+// noise.
 enum class SamplingDomain : uint8_t { kTrain = 0, kEval = 1, kUser = 2 };
 
 // Everything the noise of one token depends on.
@@ -26,14 +27,15 @@ struct SamplingRow {
   SamplingKey key;
   float temperature = 1;  // 0: greedy; the log-prob is then reported at temperature 1
   int32_t top_k = 0;      // 0: off
-  float top_p = 1;        // 1: off; smallest set of the most probable tokens whose mass reaches top_p
-  float min_p = 0;        // 0: off; relative to the most probable token
+  float top_p = 1;  // 1: off; smallest set of the most probable tokens whose mass reaches top_p
+  float min_p = 0;  // 0: off; relative to the most probable token
 };
 
 // logits: FP32 [rows, vocab]; rows.size() = rows; tokens: int32 [rows]; log_probs: FP32 [rows].
-// tokens[r] = argmax over the kept ids of logits / temperature - log(-log(u)), u from Philox of the key
-// and the id; the lowest id wins ties. A cut keeps at least one token; equal logits at the edge of a cut
-// are kept or dropped by ascending id. A row with a non-finite logit gives token -1 and log-prob NaN.
+// tokens[r] = argmax over the kept ids of logits / temperature - log(-log(u)), u from Philox of the
+// key and the id; the lowest id wins ties. A cut keeps at least one token; equal logits at the edge
+// of a cut are kept or dropped by ascending id. A row with a non-finite logit gives token -1 and
+// log-prob NaN.
 void SampleTokens(const ExecContext& ctx, ConstTensor logits, std::span<const SamplingRow> rows,
                   Tensor tokens, Tensor log_probs);
 

@@ -17,7 +17,8 @@
 
 namespace halfstep {
 
-// Receives samples as they arrive. Called from transport threads, one call at a time; must not block.
+// Receives samples as they arrive. Called from transport threads, one call at a time; must not
+// block.
 class SampleSink {
  public:
   virtual ~SampleSink() = default;
@@ -36,7 +37,7 @@ struct ModelFile {
 
 // What every rollout must load before it can serve the job.
 struct RolloutJob {
-  uint64_t epoch = 0;  // ascending over the life of the learner's store
+  uint64_t epoch = 0;            // ascending over the life of the learner's store
   std::vector<ModelFile> files;  // config.json, tokenizer.json, generation_config.json
   int64_t vocab_size = 0;        // token ids of samples are checked against it
   DType precision = DType::kFloat16;
@@ -59,19 +60,20 @@ class RolloutPool {
  public:
   virtual ~RolloutPool() = default;
 
-  // From here on every attached and attaching rollout is told to load `job`. `sink` must outlive EndJob.
+  // From here on every attached and attaching rollout is told to load `job`. `sink` must outlive
+  // EndJob.
   virtual void BeginJob(const RolloutJob& job, SampleSink* sink) = 0;
   // Abandons what is outstanding; no call to the sink happens after it returns.
   virtual void EndJob() = 0;
 
-  // Makes a version available. Rollouts prepare it in the background and commit it once they hold no
-  // work of an older one; versions that no outstanding or later group can name are released by
+  // Makes a version available. Rollouts prepare it in the background and commit it once they hold
+  // no work of an older one; versions that no outstanding or later group can name are released by
   // ReleaseWeightsBelow.
   virtual void Publish(std::shared_ptr<const WeightSet> weights) = 0;
   virtual void ReleaseWeightsBelow(uint64_t version) = 0;
 
-  // Queues groups; each is given to a rollout that serves exactly its version. The caller keeps at most
-  // a few batches outstanding.
+  // Queues groups; each is given to a rollout that serves exactly its version. The caller keeps at
+  // most a few batches outstanding.
   virtual void Assign(std::vector<GroupAssignment> groups) = 0;
   // Takes groups back, and with them every sample still to come.
   virtual void Abandon(const std::vector<GroupKey>& groups) = 0;

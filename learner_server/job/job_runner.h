@@ -34,9 +34,10 @@ class RunControl {
 // How a run that did not fail ended.
 enum class RunOutcome {
   kSucceeded,
-  kPaused,     // checkpoint written at the last finished step
+  kPaused,  // checkpoint written at the last finished step
   kCancelled,
-  kStopped,    // the learner is shutting down; the job goes on from its last checkpoint at the next start
+  kStopped,  // the learner is shutting down; the job goes on from its last checkpoint at the next
+             // start
 };
 
 struct RunResult {
@@ -48,13 +49,14 @@ struct RunResult {
 class JobRunner {
  public:
   virtual ~JobRunner() = default;
-  // `spec` is resolved and valid. `job_id` is the last part of the job's name. `epoch` ascends with every
-  // start of any job. Continues from the newest checkpoint in the run's folder if there is one and the
-  // folder belongs to this job. Fills `summary` with what is known, also on failure.
+  // `spec` is resolved and valid. `job_id` is the last part of the job's name. `epoch` ascends with
+  // every start of any job. Continues from the newest checkpoint in the run's folder if there is
+  // one and the folder belongs to this job. Fills `summary` with what is known, also on failure.
   virtual absl::StatusOr<RunResult> Run(const std::string& job_id, uint64_t epoch,
                                         const v1::TrainingJobSpec& spec, RunControl* control,
                                         v1::RunSummary* summary) = 0;
-  // Checks what only the learner can check (files, model, tokenizer, batch arithmetic) without running.
+  // Checks what only the learner can check (files, model, tokenizer, batch arithmetic) without
+  // running.
   virtual absl::Status Check(const v1::TrainingJobSpec& spec) = 0;
 };
 
