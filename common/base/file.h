@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reading with a limit, writing durably, and keeping paths below a root. Errors name the path, the
+// system's reason and, for a full disk, carry the reason DISK_FULL with RESOURCE_EXHAUSTED.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace halfstep {
+
+// An absl::Status for an errno of `action` ("open", "write") on `path`.
+absl::Status FileError(int error_number, const std::string& action, const std::string& path);
+
+// The whole file. NOT_FOUND when there is none; INVALID_ARGUMENT (reason FILE_TOO_LARGE) above
+// `max_bytes`, or when it is not a regular file.
+absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes);
+
+// Replaces the file at once: readers see the old or the new contents, also after a power cut
+// (temporary file, fsync, rename, fsync of the folder).
+absl::Status WriteFileAtomic(const std::string& path, const std::string& contents);
+
+// Appends `line` and a newline, durable on return; creates the file. `line` holds no newline.
+absl::Status AppendLine(const std::string& path, const std::string& line);
+
+// fsync of a file, or of a folder so that names made or renamed in it last.
+absl::Status SyncPath(const std::string& path);
+
+// The real absolute path of `path`, which is relative to `root` or absolute below it and need not
+// exist. PERMISSION_DENIED (reason PATH_OUTSIDE_ROOT) for "..", and for links that lead out of the
+// root.
+absl::StatusOr<std::string> ResolveUnder(const std::string& root, const std::string& path);
+
+}  // namespace halfstep
