@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one place where an operation goes to a backend: functions of the operation's own signature in
+// namespace halfstep::cpu.
+#pragma once
+
+#include "kernels/check.h"
+#include "kernels/exec_context.h"
+
+// HALFSTEP_DISPATCH(ctx, RmsNorm, x, weight, ...) calls cpu::RmsNorm(ctx, x, weight, ...).
+#define HALFSTEP_DISPATCH(ctx, op, ...)                              \
+  switch ((ctx).device.type) {                                       \
+    case ::halfstep::DeviceType::kCpu:                               \
+      return ::halfstep::cpu::op(ctx, __VA_ARGS__);                  \
+    case ::halfstep::DeviceType::kCuda:                              \
+      ::halfstep::CheckFailed(#op, "this build has no CUDA backend", \
+                              std::source_location::current());      \
+  }
