@@ -251,19 +251,26 @@ HWY_INLINE F32x16 RoundTo(const F32x16& v) {
 
 // ---- reductions: lane i joins lane i + 8, then i + 4, i + 2, i + 1
 
-#define HALFSTEP_SIMD_REDUCE_(name, op)                                        \
-  HWY_INLINE float name(const F32x16& v) {                                     \
-    const hn::FixedTag<float, 8> d8;                                           \
-    const hn::FixedTag<float, 4> d4;                                           \
-    hn::Vec<decltype(d8)> v8;                                                  \
-    if constexpr (kParts == 1) {                                               \
-      v8 = hn::op(hn::LowerHalf(d8, v.part[0]), hn::UpperHalf(d8, v.part[0])); \
-    } else {                                                                   \
-      v8 = hn::op(v.part[0], v.part[kParts - 1]);                              \
-    }                                                                          \
-    const auto v4 = hn::op(hn::LowerHalf(d4, v8), hn::UpperHalf(d4, v8));      \
-    const auto v2 = hn::op(v4, hn::Shuffle1032(v4));                           \
-    return hn::GetLane(hn::op(v2, hn::Shuffle2301(v2)));                       \
+using F32x8 = hn::Vec<hn::FixedTag<float, 8>>;
+#if HWY_MAX_BYTES == 64
+HWY_INLINE F32x8 Lanes0To7(const F32x16& v) {
+  return hn::LowerHalf(hn::FixedTag<float, 8>(), v.part[0]);
+}
+HWY_INLINE F32x8 Lanes8To15(const F32x16& v) {
+  return hn::UpperHalf(hn::FixedTag<float, 8>(), v.part[0]);
+}
+#else
+HWY_INLINE F32x8 Lanes0To7(const F32x16& v) { return v.part[0]; }
+HWY_INLINE F32x8 Lanes8To15(const F32x16& v) { return v.part[1]; }
+#endif
+
+#define HALFSTEP_SIMD_REDUCE_(name, op)                                   \
+  HWY_INLINE float name(const F32x16& v) {                                \
+    const hn::FixedTag<float, 4> d4;                                      \
+    const auto v8 = hn::op(Lanes0To7(v), Lanes8To15(v));                  \
+    const auto v4 = hn::op(hn::LowerHalf(d4, v8), hn::UpperHalf(d4, v8)); \
+    const auto v2 = hn::op(v4, hn::Shuffle1032(v4));                      \
+    return hn::GetLane(hn::op(v2, hn::Shuffle2301(v2)));                  \
   }
 HALFSTEP_SIMD_REDUCE_(ReduceSum, Add)
 HALFSTEP_SIMD_REDUCE_(ReduceMax, Max)  // unspecified where a lane is NaN
