@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/ops/rope.h"
 
@@ -29,7 +30,8 @@ struct ModelConfig {
   bool qkv_bias = false;     // qwen2, or llama with attention_bias
   bool output_bias = false;  // llama with attention_bias
   bool mlp_bias = false;
-  bool qk_norm = false;  // qwen3
+  bool qk_norm = false;             // qwen3
+  float initializer_range = 0.02f;  // standard deviation of a random initialisation
   std::vector<int32_t> eos_token_ids;
 
   int64_t q_width() const { return heads * head_dim; }
@@ -41,5 +43,11 @@ struct ModelConfig {
 // INVALID_ARGUMENT for a malformed or contradictory file; UNIMPLEMENTED, naming the field, for an
 // architecture or a field that changes the mathematics and is not supported.
 absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& json, const std::string& source);
+
+// Adds the eos_token_id (a number or a list) of a generation_config.json to `config`, without
+// duplicates; its other fields are defaults for sampling and are not read. INVALID_ARGUMENT for a
+// malformed file or an id outside the vocabulary.
+absl::Status MergeGenerationConfig(const std::string& json, const std::string& source,
+                                   ModelConfig* config);
 
 }  // namespace halfstep
