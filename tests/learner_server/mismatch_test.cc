@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// Mismatch metrics against their formulas.
+#include "learner_server/algorithm/mismatch.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
+
+namespace halfstep {
+namespace {
+
+TEST(MismatchStatisticsTest, EqualLogProbsGiveExactZeros) {
+  const std::vector<float> values{-0.5f, -2.25f, -1e-7f};
+  MismatchStatistics statistics;
+  statistics.Add(values, values);
+  const MismatchMetrics metrics = statistics.Summarize();
+  EXPECT_EQ(metrics.tokens_compared, 3);
+  EXPECT_EQ(metrics.k1, 0);
+  EXPECT_EQ(metrics.k2, 0);
+  EXPECT_EQ(metrics.k3, 0);
+  EXPECT_EQ(metrics.abs_max, 0);
+  EXPECT_EQ(metrics.prob_diff_max, 0);
+  EXPECT_EQ(metrics.bit_equal_share, 1);
+}
+
+TEST(MismatchStatisticsTest, FollowsTheFormulas) {
+  // d = 0.5, -0.25 in one sequence and 0 in another.
+  MismatchStatistics statistics;
+  statistics.Add(std::vector<float>{-1.0f, -2.0f}, std::vector<float>{-1.5f, -1.75f});
+  statistics.Add(std::vector<float>{-3.0f}, std::vector<float>{-3.0f});
+  const MismatchMetrics metrics = statistics.Summarize();
+  EXPECT_EQ(metrics.tokens_compared, 3);
+  EXPECT_EQ(metrics.sequences, 2);
+  EXPECT_DOUBLE_EQ(metrics.k1, -0.25 / 3);
+  EXPECT_DOUBLE_EQ(metrics.k2, (0.25 + 0.0625) / 3 / 2);
+  EXPECT_NEAR(metrics.k3, (std::exp(0.5) - 1.5 + std::exp(-0.25) - 0.75) / 3, 1e-12);
+  EXPECT_DOUBLE_EQ(metrics.abs_mean, 0.25);
+  EXPECT_DOUBLE_EQ(metrics.abs_max, 0.5);
+  EXPECT_DOUBLE_EQ(metrics.abs_p99, 0.5);
+  EXPECT_NEAR(metrics.prob_diff_max, std::exp(-1.0) - std::exp(-1.5), 1e-12);
+  EXPECT_DOUBLE_EQ(metrics.sequence_sum_mean, 0.125);
+  EXPECT_DOUBLE_EQ(metrics.sequence_abs_sum_mean, 0.125);
+  EXPECT_DOUBLE_EQ(metrics.bit_equal_share, 1.0 / 3);
+}
+
+TEST(MismatchStatisticsTest, P99LeavesOutOneInAHundred) {
+  std::vector<float> learner(200, -1.0f), behaviour(200, -1.0f);
+  learner[7] = 0.0f;
+  learner[100] = -0.5f;
+  learner[150] = -0.75f;
+  MismatchStatistics statistics;
+  statistics.Add(learner, behaviour);
+  EXPECT_FLOAT_EQ(statistics.Summarize().abs_p99, 0.25f);
+}
+
+TEST(MismatchStatisticsTest, NothingComparedIsNoMismatch) {
+  const MismatchMetrics metrics = MismatchStatistics().Summarize();
+  EXPECT_EQ(metrics.tokens_compared, 0);
+  EXPECT_EQ(metrics.abs_max, 0);
+  EXPECT_EQ(metrics.bit_equal_share, 1);
+}
+
+}  // namespace
+}  // namespace halfstep
