@@ -9,12 +9,14 @@
 #include <string>
 #include <vector>
 
+#include "common/base/digest.h"
 #include "kernels/buffer.h"
 #include "kernels/tensor.h"
 
 namespace halfstep {
 
 class ParameterBuffer;
+class ParameterLayout;
 
 using Digest128 = std::array<uint8_t, 16>;  // XXH3-128, big-endian
 
@@ -46,8 +48,20 @@ struct WeightManifest {
   WeightIdentity identity() const { return {version, manifest_digest}; }
 };
 
+// The name of the last tensor of every set: the table both engines rotate by.
+inline constexpr char kRopeTableName[] = "rope_table";
+
+// Starts the digest of a tensor as the manifest has it: the caller adds the tensor's bytes.
+Digester TensorDigester(const TensorManifest& tensor);
 // Digest of one tensor as the manifest has it.
 Digest128 DigestTensor(const std::string& name, ConstTensor tensor);
+// The manifest digest over `tensors`, hexadecimal.
+std::string ManifestDigest(const std::vector<TensorManifest>& tensors);
+
+// The tensors of a set in wire order, digests left zero: every parameter of `layout` in `dtype`,
+// then the FP32 table of shape `rope_table`.
+std::vector<TensorManifest> WireTensors(const ParameterLayout& layout, DType dtype,
+                                        const Shape& rope_table);
 
 // Immutable once created; share by shared_ptr<const>.
 class WeightSet {
