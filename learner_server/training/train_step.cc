@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "learner_server/training/train_step.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/base/error_reason.h"
+#include "common/base/status_macros.h"
+#include "kernels/check.h"
+#include "kernels/ops/log_prob.h"
+#include "kernels/ops/optimizer.h"
+
+namespace halfstep {
+namespace {
+
+constexpr size_t kAlignment = 64;
+
+size_t Aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+// The rows of one packed sequence.
+template <class T>
+std::span<T> RowsOf(const PackedSequence& packed, T* values) {
+  return {values + packed.first_row, static_cast<size_t>(packed.rows)};
+}
+
+ConstTensor View(const std::vector<int32_t>& values) {
+  return {values.data(), DType::kInt32, {static_cast<int64_t>(values.size())}};
+}
+
+bool FiniteIn(DType dtype, float value) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return std::isfinite(ToFloat(ToFloat16(value)));
+    case DType::kBFloat16:
+      return std::isfinite(ToFloat(ToBFloat16(value)));
+    default:
+      return std::isfinite(value);
+  }
+}
+
+}  // namespace
+
+// Per scored row of a micro-batch: what passes between model and loss.
+struct TrainStep::Scores {
+  Tensor hidden;     // [rows, hidden], dtype
+  Tensor dhidden;    // [rows, hidden], dtype
+  Tensor log_probs;  // FP32 [rows], as are the others
+  Tensor entropy;
+  Tensor lse;
+  Tensor dlog_probs;  // scaled
+};
+
+TrainStep::TrainStep(const ExecContext& ctx, const TrainStepOptions& options, TrainState* state)
+    : ctx_(ctx),
+      options_(options),
+      state_(state),
+      transformer_(state->weights.config()),
+      gradients_(state->master.shared_layout()) {}
+
+absl::StatusOr<OptimizerStepReport> TrainStep::Run(std::span<const TrainSequence> sequences,
+                                                   MismatchStatistics* mismatch) {
+  OptimizerStepReport report;
+  report.loss_scale = state_->scaler.scale();
+  if (sequences.empty()) return report;
+  denominators_ = {.constant_length = options_.constant_length};
+  // Sequences without advantage have no gradient, so their backward would only add exact zeros;
+  // they are packed apart and run forward only.
+  std::vector<int64_t> with_gradient, without_gradient;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    ++denominators_.sequences;
+    denominators_.tokens += sequences[i].response_tokens();
+    (sequences[i].advantage != 0 ? with_gradient : without_gradient)
+        .push_back(static_cast<int64_t>(i));
+  }
+  report.sequences = denominators_.sequences;
+  report.tokens = denominators_.tokens;
+
+  const absl::Time start = absl::Now();
+  gradients_.SetZero(ctx_);
+  for (const Pass pass : {Pass::kForwardBackward, Pass::kForward}) {
+    const std::vector<MicroBatch> micro_batches =
+        PackMicroBatches(sequences, pass == Pass::kForward ? without_gradient : with_gradient,
+                         options_.micro_batch_tokens);
+    for (const MicroBatch& micro : micro_batches) {
+      HALFSTEP_RETURN_IF_ERROR(RunMicroBatch(sequences, micro, pass, mismatch, &report));
+    }
+  }
+  const absl::Time gradients_done = absl::Now();
+  report.forward_backward_time = gradients_done - start;
+  HALFSTEP_RETURN_IF_ERROR(ApplyGradients(&report));
+  report.optimizer_time = absl::Now() - gradients_done;
+  return report;
+}
+
+absl::Status TrainStep::RunMicroBatch(std::span<const TrainSequence> sequences,
+                                      const MicroBatch& micro, Pass pass,
+                                      MismatchStatistics* mismatch, OptimizerStepReport* report) {
+  const int64_t rows = static_cast<int64_t>(micro.batch.logit_rows.size());
+  const Scores scores = TakeScores(rows);
+  const ModelWeights& weights = state_->weights;
+  transformer_.ForwardTrain(ctx_, weights, micro.batch, options_.recompute, &activations_,
+                            scores.hidden);
+  LmHeadLogProb(ctx_, scores.hidden, weights.head(), View(micro.batch.targets),
+                options_.temperature, scores.log_probs, scores.entropy, scores.lse);
+  const float* log_probs = scores.log_probs.as<float>();
+  HALFSTEP_RETURN_IF_ERROR(CheckFinite(micro, {log_probs, static_cast<size_t>(rows)}));
+
+  float* dlog_probs = scores.dlog_probs.as<float>();
+  for (const PackedSequence& packed : micro.sequences) {
+    const TrainSequence& sequence = sequences[packed.sequence];
+    const std::span<const float> current = RowsOf(packed, log_probs);
+    if (mismatch != nullptr && !sequence.behaviour.empty()) {
+      mismatch->Add(current, sequence.behaviour);
+    }
+    const double weight = TokenWeight(options_.algorithm.aggregation, denominators_, packed.rows);
+    PolicyLoss(options_.algorithm.loss, {current, sequence.behaviour, sequence.advantage, weight},
+               RowsOf(packed, dlog_probs), &report->loss);
+  }
+  const float* entropy = scores.entropy.as<float>();
+  for (int64_t row = 0; row < rows; ++row) {
+    report->entropy_sum += entropy[row];
+    dlog_probs[row] *= state_->scaler.scale();
+  }
+  if (pass == Pass::kForward) return absl::OkStatus();
+  LmHeadLogProbBackward(ctx_, scores.dlog_probs, scores.hidden, weights.head(),
+                        View(micro.batch.targets), options_.temperature, scores.lse, scores.dhidden,
+                        gradients_.head());
+  transformer_.Backward(ctx_, weights, micro.batch, activations_, scores.dhidden, &gradients_);
+  return absl::OkStatus();
+}
+
+absl::Status TrainStep::CheckFinite(const MicroBatch& micro,
+                                    std::span<const float> log_probs) const {
+  for (const PackedSequence& packed : micro.sequences) {
+    for (int64_t row = 0; row < packed.rows; ++row) {
+      const float value = log_probs[packed.first_row + row];
+      if (std::isfinite(value)) continue;
+      return Error(absl::StatusCode::kFailedPrecondition, "NON_FINITE_LOSS",
+                   absl::StrCat("the log-prob of response token ", row, " of sequence ",
+                                packed.sequence, " is ", value, " after ", state_->optimizer_steps,
+                                " optimizer steps: the forward pass overflows; loss scaling "
+                                "cannot help, train in bf16 or fp32"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TrainStep::ApplyGradients(OptimizerStepReport* report) {
+  const ParameterBuffer& gradient = gradients_.Finish(ctx_);
+  const GradientStatistics statistics = ComputeGradientStatistics(ctx_, gradient.flat());
+  report->largest_scaled_gradient = statistics.largest;
+  const bool found_inf = statistics.non_finite > 0;
+  if (found_inf) {
+    report->skipped = true;
+    report->non_finite_parameter = FirstNonFinite(gradient);
+    return state_->scaler.Update(found_inf);
+  }
+  const double norm = std::sqrt(statistics.squared_norm) * state_->scaler.inverse_scale();
+  const double clip = options_.clip_norm;
+  report->gradient_norm = norm;
+  report->learning_rate = options_.schedule.At(state_->optimizer_steps);
+  RunAdamW(gradient, clip > 0 && norm > clip ? static_cast<float>(clip / norm) : 1.0f,
+           report->learning_rate);
+  state_->weights.Pack(ctx_);
+  ++state_->optimizer_steps;
+  report->applied = true;
+  return state_->scaler.Update(found_inf);
+}
+
+void TrainStep::RunAdamW(const ParameterBuffer& gradient, float clip_factor, double learning_rate) {
+  const ParameterLayout& layout = state_->layout();
+  const std::vector<ParameterSpec>& specs = layout.specs();
+  AdamWOptions adamw{.learning_rate = static_cast<float>(learning_rate),
+                     .beta1 = options_.beta1,
+                     .beta2 = options_.beta2,
+                     .epsilon = options_.epsilon,
+                     .step = state_->optimizer_steps + 1,
+                     .inverse_scale = state_->scaler.inverse_scale(),
+                     .clip_factor = clip_factor};
+  const auto decay = [&](const ParameterSpec& spec) {
+    return spec.weight_decay ? options_.weight_decay : 0.0f;
+  };
+  // Neighbours with equal decay go in one call; the padding between them is zero and stays so.
+  for (size_t first = 0; first < specs.size();) {
+    size_t next = first + 1;
+    while (next < specs.size() && decay(specs[next]) == decay(specs[first])) ++next;
+    const int64_t begin = specs[first].offset;
+    const int64_t end = next < specs.size() ? specs[next].offset : layout.buffer_elements();
+    adamw.weight_decay = decay(specs[first]);
+    AdamW(ctx_,
+          {.gradient = gradient.flat().Rows(begin, end - begin),
+           .master = state_->master.flat().Rows(begin, end - begin),
+           .first_moment = state_->first_moment.flat().Rows(begin, end - begin),
+           .second_moment = state_->second_moment.flat().Rows(begin, end - begin),
+           .weights = state_->weights.parameters().flat().Rows(begin, end - begin)},
+          adamw);
+    first = next;
+  }
+}
+
+std::string TrainStep::FirstNonFinite(const ParameterBuffer& gradient) const {
+  const std::vector<ParameterSpec>& specs = state_->layout().specs();
+  for (size_t i = 0; i < specs.size(); ++i) {
+    const ConstTensor view = gradient.view(static_cast<int>(i));
+    if (ComputeGradientStatistics(ctx_, view.Reshape({view.elements()})).non_finite > 0) {
+      return specs[i].name;
+    }
+  }
+  return "";
+}
+
+TrainStep::Scores TrainStep::TakeScores(int64_t rows) {
+  const int64_t width = transformer_.config().hidden_size;
+  const DType dtype = state_->weights.dtype();
+  const size_t hidden_bytes = Aligned(static_cast<size_t>(rows * width) * SizeOf(dtype));
+  const size_t row_bytes = Aligned(static_cast<size_t>(rows) * sizeof(float));
+  const size_t needed = 2 * hidden_bytes + 4 * row_bytes;
+  if (scores_.bytes() < needed) scores_ = Buffer("train_scores", needed);
+  const auto row_view = [&](size_t index) {
+    return scores_.View(DType::kFloat32, {rows}, 2 * hidden_bytes + index * row_bytes);
+  };
+  return {.hidden = scores_.View(dtype, {rows, width}),
+          .dhidden = scores_.View(dtype, {rows, width}, hidden_bytes),
+          .log_probs = row_view(0),
+          .entropy = row_view(1),
+          .lse = row_view(2),
+          .dlog_probs = row_view(3)};
+}
+
+absl::Status CheckPublishable(const ExecContext& ctx, const ParameterBuffer& master, DType dtype) {
+  const std::vector<ParameterSpec>& specs = master.layout().specs();
+  const GradientStatistics all = ComputeGradientStatistics(ctx, master.flat());
+  if (all.non_finite == 0 && FiniteIn(dtype, all.largest)) return absl::OkStatus();
+  for (size_t i = 0; i < specs.size(); ++i) {
+    const ConstTensor view = master.view(static_cast<int>(i));
+    const GradientStatistics one = ComputeGradientStatistics(ctx, view.Reshape({view.elements()}));
+    if (one.non_finite == 0 && FiniteIn(dtype, one.largest)) continue;
+    return Error(absl::StatusCode::kFailedPrecondition, "NON_FINITE_WEIGHTS",
+                 absl::StrCat("weights are not published: ", specs[i].name, " has ", one.non_finite,
+                              " non-finite values, largest finite magnitude ", one.largest,
+                              ", which ", Name(dtype), " cannot hold"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace halfstep

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// TrainStep: one optimizer step, from sequences with advantages to changed weights.
+//
+// Micro-batches run forward, loss and scaled backward; then one pass looks for non-finite
+// gradients. If there are any, the loss scaler skips the step and no byte of weights, moments or
+// step count changes; otherwise gradients are unscaled by the exact reciprocal, clipped by their
+// global norm and given to AdamW.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/model/transformer.h"
+#include "learner_server/algorithm/mismatch.h"
+#include "learner_server/algorithm/presets.h"
+#include "learner_server/data/batcher.h"
+#include "learner_server/training/lr_schedule.h"
+#include "learner_server/training/train_state.h"
+
+namespace halfstep {
+
+struct TrainStepOptions {
+  Algorithm algorithm;
+  int64_t constant_length = 1;  // of sequence_mean_token_sum_norm
+  float temperature = 1;        // of the policy
+  int64_t micro_batch_tokens = 16384;
+  Recompute recompute = Recompute::kNone;
+  LrSchedule schedule;
+  float beta1 = 0.9f;
+  float beta2 = 0.95f;
+  float epsilon = 1e-15f;
+  float weight_decay = 0;
+  float clip_norm = 1;  // 0: off
+};
+
+// What one optimizer step did.
+struct OptimizerStepReport {
+  bool applied = false;   // false: skipped, or there was nothing to train on
+  bool skipped = false;   // for a non-finite gradient
+  int64_t sequences = 0;  // that entered the loss
+  int64_t tokens = 0;     // their response tokens
+  PolicyLossStatistics loss;
+  double entropy_sum = 0;    // nats, over `tokens`
+  double gradient_norm = 0;  // unscaled, before clipping; 0 when skipped
+  double learning_rate = 0;
+  float loss_scale = 1;  // that this step was scaled by
+  float largest_scaled_gradient = 0;
+  std::string non_finite_parameter;  // the first one, when skipped
+  absl::Duration forward_backward_time;
+  absl::Duration optimizer_time;
+};
+
+// Owns gradients and activations, reused from step to step. Not thread-safe.
+class TrainStep {
+ public:
+  // `ctx` and `state` outlive it.
+  TrainStep(const ExecContext& ctx, const TrainStepOptions& options, TrainState* state);
+
+  // Trains on `sequences`, all of which enter the loss and its denominators. `mismatch`, if not
+  // null, gets the log-probs of sequences that have behaviour log-probs. Fails with reason
+  // NON_FINITE_LOSS when the forward itself is not finite, and with the scaler's reasons; the
+  // weights are then as before.
+  absl::StatusOr<OptimizerStepReport> Run(std::span<const TrainSequence> sequences,
+                                          MismatchStatistics* mismatch);
+
+ private:
+  struct Scores;
+  enum class Pass { kForward, kForwardBackward };
+
+  absl::Status RunMicroBatch(std::span<const TrainSequence> sequences, const MicroBatch& micro,
+                             Pass pass, MismatchStatistics* mismatch, OptimizerStepReport* report);
+  absl::Status CheckFinite(const MicroBatch& micro, std::span<const float> log_probs) const;
+  absl::Status ApplyGradients(OptimizerStepReport* report);
+  void RunAdamW(const ParameterBuffer& gradient, float clip_factor, double learning_rate);
+  std::string FirstNonFinite(const ParameterBuffer& gradient) const;
+  // Views of `rows` rows; the memory grows to the largest seen.
+  Scores TakeScores(int64_t rows);
+
+  const ExecContext ctx_;
+  const TrainStepOptions options_;
+  TrainState* const state_;
+  Transformer transformer_;
+  ModelGradients gradients_;
+  TrainActivations activations_;
+  Buffer scores_;
+  LossDenominators denominators_;
+};
+
+// Fails with reason NON_FINITE_WEIGHTS, naming the parameter, unless every master weight is finite
+// and stays finite in `dtype`: what may be published.
+absl::Status CheckPublishable(const ExecContext& ctx, const ParameterBuffer& master, DType dtype);
+
+}  // namespace halfstep
