@@ -6,12 +6,13 @@
 #include "kernels/check.h"
 #include "kernels/exec_context.h"
 
-// HALFSTEP_DISPATCH(ctx, RmsNorm, x, weight, ...) calls cpu::RmsNorm(ctx, x, weight, ...).
-#define HALFSTEP_DISPATCH(ctx, op, ...)                              \
-  switch ((ctx).device.type) {                                       \
-    case ::halfstep::DeviceType::kCpu:                               \
-      return ::halfstep::cpu::op(ctx, __VA_ARGS__);                  \
-    case ::halfstep::DeviceType::kCuda:                              \
-      ::halfstep::CheckFailed(#op, "this build has no CUDA backend", \
-                              std::source_location::current());      \
-  }
+// HALFSTEP_DISPATCH(ctx, RmsNorm, x, weight, ...) returns cpu::RmsNorm(ctx, x, weight, ...). It is
+// the last statement of a function.
+#define HALFSTEP_DISPATCH(ctx, op, ...)             \
+  switch ((ctx).device.type) {                      \
+    case ::halfstep::DeviceType::kCpu:              \
+      return ::halfstep::cpu::op(ctx, __VA_ARGS__); \
+    case ::halfstep::DeviceType::kCuda:             \
+      break;                                        \
+  }                                                 \
+  ::halfstep::CheckFailed(#op, "this build has no CUDA backend", std::source_location::current())

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention against the specification. That its three paths agree bit for bit is in
+// attention_bitwise_test.cc.
+#include "kernels/ops/attention.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "kernels/reference/attention.h"
+#include "tests/kernels/attention_case.h"
+#include "tests/kernels/op_test.h"
+
+namespace halfstep {
+namespace {
+
+using test::AsDouble;
+using test::AttentionCase;
+using test::AttentionShape;
+using test::Close;
+using test::TestContext;
+using test::Zeros;
+
+const std::vector<AttentionShape>& Shapes() {
+  static const std::vector<AttentionShape> shapes = {
+      {2, 2, 16, {1, 3}},  {4, 2, 16, {45, 33}}, {2, 1, 8, {31, 32, 33, 1}}, {4, 1, 24, {65, 0, 7}},
+      {3, 3, 32, {64, 2}}, {8, 2, 40, {37}},     {6, 3, 64, {50, 97}},       {2, 1, 80, {40}},
+      {2, 2, 96, {66}},    {5, 1, 128, {35, 5}}, {2, 1, 136, {9}},           {4, 2, 32, {}},
+  };
+  return shapes;
+}
+
+TEST(CausalAttentionTest, MatchesReferenceForEveryDTypeAndShape) {
+  const TestContext ctx;
+  for (const DType dtype : test::kRealDTypes) {
+    for (const AttentionShape& shape : Shapes()) {
+      const AttentionCase in(dtype, shape);
+      const std::string name = in.name();
+      const test::AttentionOutputs got = in.Run(ctx);
+
+      const AttentionCase exact = in.InDouble();
+      test::AttentionOutputs want(DType::kFloat64, DType::kFloat64, shape);
+      reference::CausalAttention(exact.packed(), want.out, want.lse);
+      reference::CausalAttentionBackward(exact.dout, exact.packed(), want.dq, want.dk, want.dv);
+
+      const double slack = shape.tokens() < 10 ? 2 : 1;  // few elements: bounds, not averages
+      EXPECT_TRUE(Close(got.out, want.out, slack * tolerance::AttentionOut(dtype), name + " out"));
+      EXPECT_TRUE(Close(got.lse, want.lse, tolerance::kAttentionLse, name + " lse",
+                        test::Distance::kAbsolute));
+      const double gradient = slack * tolerance::AttentionGradient(dtype);
+      EXPECT_TRUE(Close(got.dq, want.dq, gradient, name + " dq"));
+      EXPECT_TRUE(Close(got.dk, want.dk, gradient, name + " dk"));
+      EXPECT_TRUE(Close(got.dv, want.dv, gradient, name + " dv"));
+    }
+  }
+}
+
+TEST(CausalAttentionTest, ReferenceMatchesFiniteDifferences) {
+  AttentionCase in(DType::kFloat64, {4, 2, 3, {1, 5}});
+  test::AttentionOutputs out(DType::kFloat64, DType::kFloat64, in.shape);
+  reference::CausalAttentionBackward(in.dout, in.packed(), out.dq, out.dk, out.dv);
+  const auto loss = [&] {
+    reference::CausalAttention(in.packed(), out.out, Tensor());
+    return test::Inner(out.out, in.dout);
+  };
+  EXPECT_TRUE(test::MatchesFiniteDifference(loss, in.q, out.dq, "dq"));
+  EXPECT_TRUE(test::MatchesFiniteDifference(loss, in.k, out.dk, "dk"));
+  EXPECT_TRUE(test::MatchesFiniteDifference(loss, in.v, out.dv, "dv"));
+}
+
+TEST(CausalAttentionTest, LargeScoresStayFinite) {
+  const TestContext ctx;
+  AttentionCase in(DType::kFloat16, {2, 1, 32, {70}});
+  in.scale = 40;  // scores of magnitude 200 and more: exp overflows unless the maximum is taken off
+  const test::AttentionOutputs got = in.Run(ctx);
+  const AttentionCase exact = in.InDouble();
+  test::AttentionOutputs want(DType::kFloat64, DType::kFloat64, in.shape);
+  reference::CausalAttention(exact.packed(), want.out, want.lse);
+  EXPECT_TRUE(Close(got.out, want.out, tolerance::AttentionOut(DType::kFloat16), "out"));
+}
+
+TEST(CausalAttentionTest, GradientOverflowReachesTheCaller) {
+  const TestContext ctx;
+  AttentionCase in(DType::kFloat16, {2, 1, 32, {40}});
+  for (int64_t i = 0; i < in.dout.view().elements(); ++i) test::StoreDouble(in.dout, i, 65504);
+  const test::AttentionOutputs out = in.Run(ctx);
+  EXPECT_TRUE(std::isinf(test::LoadDouble(out.dv, 0)));
+  EXPECT_EQ(ctx.saturated(), 0);
+}
+
+TEST(CausalAttentionTest, NotANumberStaysInItsSequenceAndAfterItsPosition) {
+  const TestContext ctx;
+  AttentionCase in(DType::kFloat16, {2, 1, 32, {40, 40}});
+  const test::AttentionOutputs clean = in.Run(ctx);
+  // Value of token 35 of the first sequence: seen by queries 35 to 39 of that sequence only.
+  in.v.view().as<Float16>()[35 * 32 + 3].bits = 0x7e00;
+  const test::AttentionOutputs out = in.Run(ctx);
+  for (int64_t t = 0; t < 80; ++t) {
+    for (int64_t i = t * 64; i < t * 64 + 64; ++i) {
+      const bool poisoned = t >= 35 && t < 40 && i % 32 == 3;
+      EXPECT_EQ(std::isnan(test::LoadDouble(out.out, i)), poisoned) << t << " " << i;
+      if (!poisoned) {
+        EXPECT_EQ(test::LoadDouble(out.out, i), test::LoadDouble(clean.out, i));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace halfstep
