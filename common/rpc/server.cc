@@ -16,6 +16,7 @@
 #include "common/base/file.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/auth.h"
+#include "common/rpc/call_metrics.h"
 #include "common/rpc/endpoint.h"
 #include "common/rpc/guarded_service.h"
 #include "common/rpc/keepalive.h"
@@ -143,14 +144,21 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   grpc::ServerBuilder builder;
   SetLimits(options, builder);
   const auto* pool = google::protobuf::DescriptorPool::generated_pool();
+  std::vector<std::string> methods;
   for (const HostedService& hosted : services) {
     const auto* descriptor = pool->FindServiceByName(hosted.full_name);
     HALFSTEP_CHECK(descriptor != nullptr);
+    for (int i = 0; i < descriptor->method_count(); ++i) {
+      methods.push_back(absl::StrCat(hosted.full_name, "/", descriptor->method(i)->name()));
+    }
     impl->services.push_back(
         std::make_unique<GuardedService>(hosted.service, *descriptor, &impl->authorizer));
     builder.RegisterService(impl->services.back().get());
   }
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
+  if (options.metrics != nullptr) {
+    interceptors.push_back(MakeCallMetrics(options.metrics, std::move(methods)));
+  }
   interceptors.push_back(std::make_unique<AuthInterceptorFactory>(&impl->authorizer));
   builder.experimental().SetInterceptorCreators(std::move(interceptors));
   builder.AddListeningPort(endpoint.ToString(), transport, &impl->port);

@@ -18,6 +18,8 @@ class Service;
 
 namespace halfstep {
 
+class Registry;
+
 // Largest message either side accepts, unless set otherwise.
 inline constexpr size_t kMaxMessageBytes = 16 << 20;
 
@@ -36,6 +38,8 @@ struct ServerOptions {
   std::string token_file;
   std::string identity_file;
   size_t max_message_bytes = kMaxMessageBytes;
+  // Where call metrics go; may be null, must outlive the server, serves one server only.
+  Registry* metrics = nullptr;
 };
 
 // A service to host, with its full name ("halfstep.v1.TrainingJobService"). Implemented with the

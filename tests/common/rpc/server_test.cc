@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/error_reason.h"
 #include "common/base/file.h"
+#include "common/metrics/registry.h"
 #include "common/rpc/auth.h"
 #include "common/rpc/channel.h"
 #include "common/rpc/status.h"
@@ -197,6 +198,23 @@ TEST_F(RpcServerTest, ErrorDetailsLargerThanGrpcsDefaultArrive) {
   EXPECT_EQ(ReasonOf(status), "BAD_SPEC");
   ASSERT_EQ(GetFieldViolations(status).size(), 100u);
   EXPECT_EQ(GetFieldViolations(status)[99].field, "field99");
+}
+
+TEST_F(RpcServerTest, CallsAreCountedByMethodFromZero) {
+  Registry registry;
+  ServerOptions options;
+  options.metrics = &registry;
+  const auto server = Start(options);
+  const std::string series =
+      "halfstep_grpc_server_call_started_total{method=\"halfstep.v1.TrainingJobService/"
+      "GetTrainingJob\"}";
+  EXPECT_THAT(registry.Scrape(), HasSubstr(series + " 0"));
+  CallWithEmptyMessage(Dial(*server), "/halfstep.v1.TrainingJobService/GetTrainingJob", "");
+  EXPECT_THAT(registry.Scrape(), HasSubstr(series + " 1"));
+  server->Stop(absl::Seconds(10));
+  EXPECT_THAT(registry.Scrape(),
+              HasSubstr("halfstep_grpc_server_call_duration_seconds_count{method="
+                        "\"halfstep.v1.TrainingJobService/GetTrainingJob\"} 1"));
 }
 
 TEST_F(RpcServerTest, HealthFollowsSetServing) {
