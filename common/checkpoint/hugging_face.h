@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// Model folders as Hugging Face lays them out: config.json, generation_config.json, tokenizer files
+// and safetensors.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/checkpoint/atomic_directory.h"
+#include "common/model/model_config.h"
+#include "common/model/parameter_buffer.h"
+
+namespace halfstep {
+
+// A folder's configuration; no weights are read.
+struct HuggingFaceModel {
+  std::string directory;
+  std::string config_json;  // the text of config.json
+  ModelConfig config;       // with the eos tokens of generation_config.json, when there is one
+  std::shared_ptr<const ParameterLayout> layout;
+  bool has_weights = false;  // whether the folder holds safetensors
+};
+
+// NOT_FOUND when there is no config.json; otherwise the errors of ParseModelConfig.
+absl::StatusOr<HuggingFaceModel> OpenHuggingFaceModel(const std::string& directory);
+
+// Reads every parameter from the folder's safetensors (F32, F16 or BF16), converting to the
+// buffer's dtype. INVALID_ARGUMENT, naming tensor, file, expected and found, for a tensor that is
+// missing, unexpected, of another shape or dtype, that holds NaN or Inf, or whose values exceed
+// fp16 when that is the buffer's dtype. Precomputed rotary frequencies are ignored; a tied model
+// may repeat its embedding as lm_head.weight. After an error the buffer's contents are undefined.
+absl::Status LoadHuggingFaceWeights(const HuggingFaceModel& model, ParameterBuffer* parameters);
+
+struct SaveHuggingFaceOptions {
+  std::string base_directory;  // where config.json, tokenizer and the other small files come from
+  DType dtype = DType::kFloat16;
+  uint64_t shard_bytes = 5'000'000'000;
+};
+
+// Adds a whole model folder to `out`, below `prefix` ("" or a path that ends in '/'): safetensors
+// in `options.dtype`, config.json with its dtype field set to match, and the base folder's other
+// files as they are. INVALID_ARGUMENT when a parameter does not fit into the dtype.
+absl::Status SaveHuggingFaceModel(const ParameterBuffer& parameters,
+                                  const SaveHuggingFaceOptions& options, const std::string& prefix,
+                                  AtomicDirectoryWriter* out);
+
+}  // namespace halfstep

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+// Checkpoints appear whole or not at all, and the last good one survives everything.
+#include "common/checkpoint/atomic_directory.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+
+#include <csignal>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "common/base/error_reason.h"
+#include "common/checkpoint/checkpoint_store.h"
+#include "tests/common/checkpoint/scratch_directory.h"
+
+namespace halfstep {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+// Lowers the largest file this process may write, so that a write fails part-way.
+class FileSizeLimit {
+ public:
+  explicit FileSizeLimit(rlim_t bytes) {
+    previous_handler_ = std::signal(SIGXFSZ, SIG_IGN);
+    getrlimit(RLIMIT_FSIZE, &previous_);
+    rlimit limit = previous_;
+    limit.rlim_cur = bytes;
+    setrlimit(RLIMIT_FSIZE, &limit);
+  }
+  ~FileSizeLimit() {
+    setrlimit(RLIMIT_FSIZE, &previous_);
+    std::signal(SIGXFSZ, previous_handler_);
+  }
+
+ private:
+  rlimit previous_;
+  void (*previous_handler_)(int);
+};
+
+class AtomicDirectoryTest : public ::testing::Test {
+ protected:
+  CheckpointStore Open() {
+    auto store = CheckpointStore::Open(scratch_ / "checkpoints", "i1");
+    EXPECT_TRUE(store.ok()) << store.status();
+    return *std::move(store);
+  }
+  static void Write(const CheckpointStore& store, int64_t step, const std::string& contents) {
+    auto writer = store.Begin(step);
+    ASSERT_TRUE(writer.ok()) << writer.status();
+    ASSERT_TRUE(writer->AddFile("state", contents).ok());
+    ASSERT_TRUE(writer->AddFile("model/config.json", "{}").ok());
+    const absl::Status committed = store.Commit(*std::move(writer));
+    ASSERT_TRUE(committed.ok()) << committed;
+  }
+  static void FlipByte(const std::string& path) {
+    std::string bytes = ReadBytes(path);
+    ASSERT_FALSE(bytes.empty());
+    bytes[bytes.size() / 2] ^= 1;
+    WriteBytes(path, bytes);
+  }
+
+  ScratchDirectory scratch_;
+};
+
+TEST_F(AtomicDirectoryTest, CommittedDirectoryVerifiesAndLatestPointsAtIt) {
+  const CheckpointStore store = Open();
+  Write(store, 10, "ten");
+  EXPECT_TRUE(VerifyDirectory(store.PathOf(10)).ok());
+  EXPECT_EQ(ReadBytes(scratch_ / "checkpoints/LATEST"), "step_10\n");
+  EXPECT_EQ(ReadBytes(store.PathOf(10) + "/state"), "ten");
+  EXPECT_THAT(ReadBytes(store.PathOf(10) + "/manifest.json"), HasSubstr("model/config.json"));
+}
+
+TEST_F(AtomicDirectoryTest, NothingIsVisibleBeforeCommitAndNothingStaysWithoutIt) {
+  const CheckpointStore store = Open();
+  {
+    auto writer = store.Begin(1);
+    ASSERT_TRUE(writer.ok());
+    ASSERT_TRUE(writer->AddFile("state", "x").ok());
+    EXPECT_FALSE(fs::exists(store.PathOf(1)));
+    EXPECT_TRUE(fs::exists(store.PathOf(1) + ".tmp.i1/state"));
+  }
+  EXPECT_TRUE(fs::is_empty(scratch_ / "checkpoints"));
+  EXPECT_EQ(store.FindNewest().status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(AtomicDirectoryTest, OpeningRemovesWhatAKilledWriterLeft) {
+  fs::create_directories(scratch_ / "checkpoints/step_4.tmp.i0/model");
+  WriteBytes(scratch_ / "checkpoints/step_4.tmp.i0/state", "half");
+  const CheckpointStore store = Open();
+  EXPECT_TRUE(fs::is_empty(scratch_ / "checkpoints"));
+}
+
+TEST_F(AtomicDirectoryTest, RefusesNamesThatLeadOut) {
+  const CheckpointStore store = Open();
+  auto writer = store.Begin(1);
+  ASSERT_TRUE(writer.ok());
+  for (const char* name : {"", "/etc/x", "../x", "a/../../x", "a//b", "a/", "manifest.json"}) {
+    EXPECT_EQ(writer->AddFile(name, "x").code(), absl::StatusCode::kInvalidArgument) << name;
+  }
+  EXPECT_EQ(AtomicDirectoryWriter::Create(scratch_.path(), "a/b", "i").status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(AtomicDirectoryTest, ACorruptCheckpointIsSetAsideAndThePreviousOneLoads) {
+  const auto damage = std::vector<std::function<void(const std::string&)>>{
+      [](const std::string& path) { FlipByte(path + "/state"); },
+      [](const std::string& path) { fs::resize_file(path + "/state", 1); },
+      [](const std::string& path) { fs::remove(path + "/model/config.json"); },
+      [](const std::string& path) { fs::remove(path + "/manifest.json"); },
+      [](const std::string& path) { WriteBytes(path + "/manifest.json", "{\"format\": \"x\"}"); },
+      [](const std::string& path) {
+        WriteBytes(path + "/manifest.json", R"({"format":1,"files":[{"name":"../x"}]})");
+      }};
+  for (size_t i = 0; i < damage.size(); ++i) {
+    fs::remove_all(scratch_ / "checkpoints");
+    const CheckpointStore store = Open();
+    Write(store, 9, "nine");
+    Write(store, 10, "ten");
+    damage[i](store.PathOf(10));
+    const auto found = store.FindNewest();
+    ASSERT_TRUE(found.ok()) << i << ": " << found.status();
+    EXPECT_EQ(found->step, 9);
+    ASSERT_EQ(found->rejected.size(), 1u) << i;
+    EXPECT_EQ(found->rejected[0].path, store.PathOf(10) + ".corrupt");
+    EXPECT_THAT(found->rejected[0].reason, HasSubstr("step_10")) << i;
+    EXPECT_TRUE(fs::exists(store.PathOf(10) + ".corrupt"));
+    Write(store, 10, "again");  // the run goes on
+    EXPECT_EQ(store.FindNewest()->step, 10);
+  }
+}
+
+TEST_F(AtomicDirectoryTest, StepsOrderAsNumbers) {
+  const CheckpointStore store = Open();
+  for (const int64_t step : {9, 100, 20}) Write(store, step, "x");
+  EXPECT_THAT(*store.Steps(), ElementsAre(100, 20, 9));
+  EXPECT_EQ(store.FindNewest()->step, 100);
+}
+
+TEST_F(AtomicDirectoryTest, CommittingAStepAgainReplacesIt) {
+  const CheckpointStore store = Open();
+  Write(store, 3, "old");
+  Write(store, 3, "new");
+  EXPECT_EQ(ReadBytes(store.PathOf(3) + "/state"), "new");
+  EXPECT_TRUE(VerifyDirectory(store.PathOf(3)).ok());
+}
+
+TEST_F(AtomicDirectoryTest, PruneKeepsTheNewest) {
+  const CheckpointStore store = Open();
+  for (const int64_t step : {1, 2, 3, 4}) Write(store, step, "x");
+  ASSERT_TRUE(store.Prune(2).ok());
+  EXPECT_THAT(*store.Steps(), ElementsAre(4, 3));
+}
+
+TEST_F(AtomicDirectoryTest, PruneRemovesNothingWhenOneThatStaysDoesNotVerify) {
+  const CheckpointStore store = Open();
+  for (const int64_t step : {1, 2, 3}) Write(store, step, "contents");
+  FlipByte(store.PathOf(2) + "/state");
+  EXPECT_EQ(store.Prune(2).code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(*store.Steps(), ElementsAre(3, 2, 1));
+}
+
+TEST_F(AtomicDirectoryTest, AFailedWriteLeavesTheOldCheckpointIntact) {
+  const CheckpointStore store = Open();
+  Write(store, 1, "one");
+  {
+    auto writer = store.Begin(2);
+    ASSERT_TRUE(writer.ok());
+    const FileSizeLimit limit(1000);
+    EXPECT_FALSE(writer->AddFile("state", std::string(5000, 'x')).ok());
+  }
+  EXPECT_THAT(*store.Steps(), ElementsAre(1));
+  EXPECT_TRUE(VerifyDirectory(store.PathOf(1)).ok());
+  EXPECT_EQ(ReadBytes(scratch_ / "checkpoints/LATEST"), "step_1\n");
+  Write(store, 2, "two");  // with room again
+  EXPECT_EQ(store.FindNewest()->step, 2);
+}
+
+TEST_F(AtomicDirectoryTest, AFullDiskIsReportedAsSuchAndLosesNothing) {
+  const std::string root = scratch_ / "small";
+  fs::create_directory(root);
+  if (mount("none", root.c_str(), "tmpfs", 0, "size=64k") != 0) {
+    GTEST_SKIP() << "mounting a small file system needs root";
+  }
+  {
+    const auto store = CheckpointStore::Open(root, "i1");
+    ASSERT_TRUE(store.ok());
+    Write(*store, 1, "one");
+    {
+      auto writer = store->Begin(2);
+      ASSERT_TRUE(writer.ok());
+      const absl::Status status = writer->AddFile("state", std::string(100000, 'x'));
+      EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+      EXPECT_EQ(ReasonOf(status), "DISK_FULL");
+    }
+    EXPECT_TRUE(VerifyDirectory(store->PathOf(1)).ok());
+    Write(*store, 2, "two");
+    EXPECT_EQ(store->FindNewest()->step, 2);
+  }
+  umount(root.c_str());
+}
+
+}  // namespace
+}  // namespace halfstep
