@@ -35,9 +35,9 @@ constexpr std::array<uint32_t, 4> Philox4x32(PhiloxCounter counter, PhiloxKey ke
   return {c0, c1, c2, c3};
 }
 
-// Uniform in (0, 1), 24 bits, never 0 and never 1.
+// Uniform in (0, 1) over the odd multiples of 2^-24: exact in FP32, never 0 and never 1.
 constexpr float UniformFromBits(uint32_t bits) {
-  return (static_cast<float>(bits >> 8) + 0.5f) * 0x1p-24f;
+  return (static_cast<float>(bits >> 9) + 0.5f) * 0x1p-23f;
 }
 
 }  // namespace halfstep

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "kernels/exec_context.h"
+#include "kernels/philox.h"
 #include "kernels/tensor.h"
 
 namespace halfstep {
@@ -23,6 +24,19 @@ struct SamplingKey {
   uint32_t position = 0;  // of the token within the response
 };
 
+// The uniform number of token id v is word v % 4 of Philox4x32(NoiseCounter(key, v / 4),
+// NoiseKey(key)).
+constexpr PhiloxKey NoiseKey(const SamplingKey& key) {
+  // An odd multiplier, so that no two high words of `group` share a key.
+  return {
+      {static_cast<uint32_t>(key.seed), static_cast<uint32_t>(key.seed >> 32) ^
+                                            static_cast<uint32_t>(key.group >> 32) * 0x9E3779B1u}};
+}
+constexpr PhiloxCounter NoiseCounter(const SamplingKey& key, uint32_t quarter_id) {
+  return {{quarter_id, key.position, key.index | static_cast<uint32_t>(key.domain) << 24,
+           static_cast<uint32_t>(key.group)}};
+}
+
 struct SamplingRow {
   SamplingKey key;
   float temperature = 1;  // 0: greedy; the log-prob is then reported at temperature 1
@@ -33,9 +47,10 @@ struct SamplingRow {
 
 // logits: FP32 [rows, vocab]; rows.size() = rows; tokens: int32 [rows]; log_probs: FP32 [rows].
 // tokens[r] = argmax over the kept ids of logits / temperature - log(-log(u)), u from Philox of the
-// key and the id; the lowest id wins ties. A cut keeps at least one token; equal logits at the edge
-// of a cut are kept or dropped by ascending id. A row with a non-finite logit gives token -1 and
-// log-prob NaN.
+// key and the id; the lowest id wins ties. Each cut looks at the whole distribution at the row's
+// temperature, and an id is kept if every cut keeps it. A cut keeps at least one token; equal
+// logits at the edge of a cut are kept or dropped by ascending id. A row with a non-finite logit
+// gives token -1 and log-prob NaN.
 void SampleTokens(const ExecContext& ctx, ConstTensor logits, std::span<const SamplingRow> rows,
                   Tensor tokens, Tensor log_probs);
 

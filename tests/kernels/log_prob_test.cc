@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/ops/log_prob.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/cpu/cpu_target.h"
+#include "kernels/ops/sampling.h"
+#include "kernels/reference/linear.h"
+#include "kernels/reference/log_prob.h"
+#include "tests/kernels/op_test.h"
+
+namespace halfstep {
+namespace {
+
+using test::AsDouble;
+using test::Close;
+using test::Distance;
+using test::kRealDTypes;
+using test::SameBits;
+using test::TestContext;
+using test::Zeros;
+
+struct Dims {
+  int64_t rows, hidden, vocab;
+};
+const std::vector<Dims> kCases = {{1, 8, 1},      {0, 8, 5},    {3, 16, 15},  {5, 33, 16},
+                                  {7, 20, 17},    {9, 24, 63},  {70, 24, 65}, {4, 40, 300},
+                                  {900, 12, 300}, {66, 8, 5000}};
+
+struct Head {
+  OwnedTensor weight, packed;
+  LinearWeight view() const { return {weight.view(), packed.view(), {}}; }
+};
+
+Head MakeHead(const ExecContext& ctx, test::Random& random, DType dtype, const Dims& dims) {
+  Head head;
+  head.weight = random.Normal(dtype, {dims.vocab, dims.hidden}, 0.5);
+  head.packed =
+      Zeros(DType::kUInt8,
+            {static_cast<int64_t>(PackedLinearBytes(ctx.device, dtype, dims.vocab, dims.hidden))});
+  PackLinear(ctx, std::as_const(head.weight).view(), head.packed);
+  return head;
+}
+
+// Everything the forward gives.
+struct Forward {
+  OwnedTensor log_probs, entropy, lse;
+};
+
+Forward Compute(const ExecContext& ctx, ConstTensor hidden, const Head& head, ConstTensor targets,
+                float temperature) {
+  const Shape rows{hidden.dim(0)};
+  Forward f{Zeros(DType::kFloat32, rows), Zeros(DType::kFloat32, rows),
+            Zeros(DType::kFloat32, rows)};
+  LmHeadLogProb(ctx, hidden, head.view(), targets, temperature, f.log_probs, f.entropy, f.lse);
+  return f;
+}
+
+class LogProbTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override { SetCpuTargetForTest(GetParam()); }
+  void TearDown() override { SetCpuTargetForTest(""); }
+};
+
+std::string CaseName(const Dims& dims, DType dtype, float temperature) {
+  return std::string(Name(dtype)) + " rows " + std::to_string(dims.rows) + " vocab " +
+         std::to_string(dims.vocab) + " temperature " + std::to_string(temperature);
+}
+
+TEST_P(LogProbTest, MatchesTheReference) {
+  TestContext ctx(2);
+  test::Random random(1);
+  for (const DType dtype : kRealDTypes) {
+    for (const Dims& dims : kCases) {
+      for (const float temperature : {1.0f, 0.7f}) {
+        const OwnedTensor hidden = random.Normal(dtype, {dims.rows, dims.hidden});
+        const Head head = MakeHead(ctx, random, dtype, dims);
+        const OwnedTensor targets = random.Ids(dims.rows, static_cast<int32_t>(dims.vocab));
+        const Forward got = Compute(ctx, hidden, head, targets, temperature);
+
+        // The reference starts from the same FP32 logits.
+        OwnedTensor logits = Zeros(DType::kFloat32, {dims.rows, dims.vocab});
+        Linear(ctx, hidden, head.view(), logits);
+        OwnedTensor log_probs = Zeros(DType::kFloat64, {dims.rows});
+        OwnedTensor entropy = Zeros(DType::kFloat64, {dims.rows});
+        OwnedTensor lse = Zeros(DType::kFloat64, {dims.rows});
+        reference::LogProb(AsDouble(logits), targets, temperature, log_probs, entropy, lse);
+        const std::string name = CaseName(dims, dtype, temperature);
+        const auto near = [&](const OwnedTensor& a, const OwnedTensor& b) {
+          return Close(a, b, tolerance::kLogProb, name, Distance::kAbsolute);
+        };
+        EXPECT_TRUE(near(got.log_probs, log_probs));
+        EXPECT_TRUE(near(got.entropy, entropy));
+        EXPECT_TRUE(near(got.lse, lse));
+      }
+    }
+  }
+}
+
+TEST_P(LogProbTest, BackwardMatchesTheReference) {
+  TestContext ctx(2);
+  test::Random random(2);
+  const float temperature = 0.8f;
+  for (const DType dtype : kRealDTypes) {
+    for (const Dims& dims : kCases) {
+      const OwnedTensor hidden = random.Normal(dtype, {dims.rows, dims.hidden});
+      const Head head = MakeHead(ctx, random, dtype, dims);
+      const OwnedTensor targets = random.Ids(dims.rows, static_cast<int32_t>(dims.vocab));
+      const OwnedTensor dlog_probs = random.Normal(DType::kFloat32, {dims.rows}, 64);
+      const Forward forward = Compute(ctx, hidden, head, targets, temperature);
+      OwnedTensor dhidden = Zeros(dtype, {dims.rows, dims.hidden});
+      OwnedTensor dhead = random.Normal(DType::kFloat32, {dims.vocab, dims.hidden});
+      OwnedTensor want_dhead = AsDouble(dhead);
+      LmHeadLogProbBackward(ctx, dlog_probs, hidden, head.view(), targets, temperature, forward.lse,
+                            dhidden, dhead);
+
+      OwnedTensor logits = Zeros(DType::kFloat64, {dims.rows, dims.vocab});
+      reference::Linear(AsDouble(hidden), AsDouble(head.weight), {}, logits);
+      OwnedTensor dlogits = Zeros(DType::kFloat64, {dims.rows, dims.vocab});
+      reference::LogProbBackward(AsDouble(dlog_probs), logits, targets, temperature, dlogits);
+      const OwnedTensor rounded = AsDouble(test::As(dtype, dlogits));
+      OwnedTensor want_dhidden = Zeros(DType::kFloat64, {dims.rows, dims.hidden});
+      reference::LinearBackwardInput(rounded, AsDouble(head.weight), want_dhidden);
+      reference::LinearBackwardWeight(rounded, AsDouble(hidden), want_dhead, {});
+      // dlogits are rounded from FP32 probabilities here and from doubles there.
+      const std::string name = CaseName(dims, dtype, temperature);
+      const double tolerance = tolerance::PerDType(dtype, 6e-4, 2e-5);
+      EXPECT_TRUE(Close(dhidden, want_dhidden, tolerance, name + " dhidden"));
+      EXPECT_TRUE(Close(dhead, want_dhead, tolerance, name + " dhead"));
+    }
+  }
+}
+
+TEST_P(LogProbTest, NonFiniteLogitGivesNan) {
+  TestContext ctx;
+  for (const float bad :
+       {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
+        std::numeric_limits<float>::quiet_NaN()}) {
+    for (int64_t where = 0; where < 20; ++where) {
+      OwnedTensor logits = Zeros(DType::kFloat32, {2, 20});
+      logits.view().as<float>()[where] = bad;
+      OwnedTensor tokens = Zeros(DType::kInt32, {2}), log_probs = Zeros(DType::kFloat32, {2});
+      const std::vector<SamplingRow> rows(2);
+      SampleTokens(ctx, logits, rows, tokens, log_probs);
+      EXPECT_EQ(tokens.view().as<int32_t>()[0], -1);
+      EXPECT_TRUE(std::isnan(log_probs.view().as<float>()[0]));
+      EXPECT_GE(tokens.view().as<int32_t>()[1], 0);
+      EXPECT_NEAR(log_probs.view().as<float>()[1], -std::log(20.0), 1e-6);
+    }
+  }
+}
+
+TEST_P(LogProbTest, SamplerAndLearnerAgreeBitForBit) {
+  test::Random random(3);
+  for (const DType dtype : kRealDTypes) {
+    const Dims dims{90, 48, 301};
+    TestContext alone, shared(3);
+    const OwnedTensor hidden = random.Normal(dtype, {dims.rows, dims.hidden});
+    const Head head = MakeHead(alone, random, dtype, dims);
+    for (const float temperature : {1.0f, 0.6f}) {
+      // The rollout computes one row at a time, the learner all of them with more threads.
+      OwnedTensor tokens = Zeros(DType::kInt32, {dims.rows});
+      OwnedTensor log_probs = Zeros(DType::kFloat32, {dims.rows});
+      OwnedTensor logits = Zeros(DType::kFloat32, {1, dims.vocab});
+      for (int64_t r = 0; r < dims.rows; ++r) {
+        Linear(alone, hidden.view().Rows(r, 1), head.view(), logits);
+        SamplingRow row;
+        row.key.position = static_cast<uint32_t>(r);
+        row.temperature = temperature;
+        SampleTokens(alone, logits, {&row, 1}, tokens.view().Rows(r, 1),
+                     log_probs.view().Rows(r, 1));
+      }
+      const Forward learner = Compute(shared, hidden, head, tokens, temperature);
+      EXPECT_TRUE(SameBits(learner.log_probs, log_probs, Name(dtype)));
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Targets, LogProbTest, testing::ValuesIn(CpuTargets()),
+                         [](const auto& target) { return target.param; });
+
+}  // namespace
+}  // namespace halfstep
