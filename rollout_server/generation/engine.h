@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -18,6 +19,17 @@
 #include "rollout_server/generation/generation_request.h"
 
 namespace halfstep {
+
+// What one step meant for the sequences in it, for metrics.
+struct StepReport {
+  std::vector<absl::Duration> first_token;  // from submission to a sequence's first token
+  std::vector<absl::Duration> next_token;   // between two tokens of one sequence
+  struct Finished {
+    FinishReason reason;
+    absl::Duration latency;  // from submission
+  };
+  std::vector<Finished> finished;
+};
 
 struct EngineOptions {
   ModelConfig config;  // its eos_token_ids end responses
@@ -33,6 +45,8 @@ struct EngineOptions {
   // Bytes of a token's text, for stop strings; without it requests with stop strings are refused.
   // Called on the engine's thread; what it returns must stay valid until its next call.
   std::function<std::string_view(int32_t)> token_bytes;
+  // Called on the engine's thread after each step; may be empty.
+  std::function<void(const StepReport&)> on_step;
 };
 
 // A snapshot taken between steps.

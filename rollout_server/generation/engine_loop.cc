@@ -219,26 +219,32 @@ bool Engine::Loop::Step() {
               [this](SequenceId id) -> const Sequence& { return sequences_.at(id).sequence; });
   const std::vector<SequenceId> finished = DeliverDraws();
   scheduler_.Commit(plan_, finished);
+  FailBrokenGroups();
+  if (options_.on_step) options_.on_step(report_);
 
-  ++local_.steps;
-  local_.tokens_computed += plan_.tokens;
-  std::vector<GroupHandle> failed;
-  for (const auto& [handle, group] : groups_) {
-    if (!group.failure.ok()) failed.push_back(handle);
-  }
-  for (const GroupHandle handle : failed) FailGroup(handle, groups_.at(handle).failure);
   const StepTimes& after = runner_.times();
   const absl::Duration model = (after.forward - before.forward) + (after.head - before.head);
   local_.last_progress = absl::Now();
   local_.forward_time += after.forward - before.forward;
   local_.head_time += after.head - before.head;
   local_.prepare_time += local_.last_progress - start - model;
+  ++local_.steps;
+  local_.tokens_computed += plan_.tokens;
   return true;
+}
+
+void Engine::Loop::FailBrokenGroups() {
+  std::vector<GroupHandle> broken;
+  for (const auto& [handle, group] : groups_) {
+    if (!group.failure.ok()) broken.push_back(handle);
+  }
+  for (const GroupHandle handle : broken) FailGroup(handle, groups_.at(handle).failure);
 }
 
 std::vector<SequenceId> Engine::Loop::DeliverDraws() {
   const absl::Time now = absl::Now();
   std::vector<SequenceId> finished;
+  report_ = {};
   for (size_t i = 0; i < plan_.draws.size(); ++i) {
     const SequenceId id = plan_.draws[i].sequence;
     Running& running = sequences_.at(id);
@@ -246,7 +252,8 @@ std::vector<SequenceId> Engine::Loop::DeliverDraws() {
     DrawnToken token{.id = runner_.tokens()[i],
                      .bytes = {},
                      .log_prob = runner_.log_probs()[i],
-                     .version = version_};
+                     .version = version_,
+                     .time = now};
     if (token.id < 0) {
       group.failure = Error(
           absl::StatusCode::kInternal, "NON_FINITE_LOGITS",
@@ -255,6 +262,12 @@ std::vector<SequenceId> Engine::Loop::DeliverDraws() {
       continue;
     }
     if (!group.request->sampling.stop_strings.empty()) token.bytes = options_.token_bytes(token.id);
+    const std::optional<absl::Time> last = running.sequence.last_token_time();
+    if (last) {
+      report_.next_token.push_back(now - *last);
+    } else {
+      report_.first_token.push_back(now - running.sequence.queued());
+    }
     const std::optional<FinishReason> reason = running.sequence.Append(token);
     ++local_.tokens_generated;
     if (group.callbacks.on_token) {
@@ -262,19 +275,20 @@ std::vector<SequenceId> Engine::Loop::DeliverDraws() {
     }
     if (reason) {
       finished.push_back(id);
-      Finish(id, *reason, now);
+      report_.finished.push_back({*reason, now - running.sequence.queued()});
+      Finish(id, *reason);
     }
   }
   return finished;
 }
 
-void Engine::Loop::Finish(SequenceId id, FinishReason reason, absl::Time now) {
+void Engine::Loop::Finish(SequenceId id, FinishReason reason) {
   auto node = sequences_.extract(id);
   Running& running = node.mapped();
   Group& group = *running.group;
   ++local_.samples_finished;
   --group.unfinished;
-  if (group.failure.ok()) group.callbacks.on_sample(running.sequence.TakeSample(reason, now));
+  if (group.failure.ok()) group.callbacks.on_sample(running.sequence.TakeSample(reason));
   if (group.unfinished == 0) EndGroup(group.handle);
 }
 

@@ -77,9 +77,10 @@ class Engine::Loop {
   // Groups that only the weights served now may generate.
   bool HoldsExactGroups() const;
   bool Step();
+  void FailBrokenGroups();
   // Gives the drawn tokens to their sequences; returns the sequences that need no more.
   std::vector<SequenceId> DeliverDraws();
-  void Finish(SequenceId id, FinishReason reason, absl::Time now);
+  void Finish(SequenceId id, FinishReason reason);
   void EndGroup(GroupHandle handle);
   void FailGroup(GroupHandle handle, const absl::Status& status);
   void FailEverything();
@@ -108,6 +109,7 @@ class Engine::Loop {
   uint64_t version_ = 0;
   std::optional<PendingWeights> pending_;
   StepPlan plan_;
+  StepReport report_;
   EngineStats local_;
 
   absl::Mutex join_mutex_;

@@ -50,6 +50,7 @@ std::optional<FinishReason> Sequence::Append(const DrawnToken& token) {
     sample_.versions.push_back({token.version, 0});
   }
   ++sample_.versions.back().count;
+  last_token_ = token.time;
 
   const bool stop_string = stop_strings_.Append(token.bytes);
   if (stop_string || std::binary_search(stop_token_ids_.begin(), stop_token_ids_.end(), token.id)) {
@@ -61,11 +62,12 @@ std::optional<FinishReason> Sequence::Append(const DrawnToken& token) {
   return std::nullopt;
 }
 
-Sample Sequence::TakeSample(FinishReason reason, absl::Time now) {
+Sample Sequence::TakeSample(FinishReason reason) {
   sample_.finish_reason = reason;
-  const absl::Time started = started_.value_or(now);
+  const absl::Time finished = last_token_.value_or(queued_);
+  const absl::Time started = started_.value_or(finished);
   sample_.queue_time = started - queued_;
-  sample_.generation_time = now - started;
+  sample_.generation_time = finished - started;
   return std::move(sample_);
 }
 

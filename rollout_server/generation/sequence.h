@@ -22,6 +22,7 @@ struct DrawnToken {
   std::string_view bytes;  // of its text; needed only when the request has stop strings
   float log_prob = 0;
   uint64_t version = 0;
+  absl::Time time;
 };
 
 // Not thread-safe.
@@ -42,12 +43,16 @@ class Sequence {
   // Notes that the model works on the sequence from `now` on; later calls change nothing.
   void MarkStarted(absl::Time now);
 
+  // When the last token was drawn; nothing before the first.
+  std::optional<absl::Time> last_token_time() const { return last_token_; }
+  absl::Time queued() const { return queued_; }
+
   // Adds a token; returns why the response is complete, if it is. The token that ends it is part of
   // it.
   std::optional<FinishReason> Append(const DrawnToken& token);
 
   // The finished response; the sequence is used up.
-  Sample TakeSample(FinishReason reason, absl::Time now);
+  Sample TakeSample(FinishReason reason);
 
  private:
   std::shared_ptr<const GroupRequest> request_;
@@ -56,6 +61,7 @@ class Sequence {
   Sample sample_;
   absl::Time queued_;
   std::optional<absl::Time> started_;
+  std::optional<absl::Time> last_token_;
 };
 
 }  // namespace halfstep

@@ -1,0 +1,565 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "rollout_server/generation/engine.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <utility>
+
+#include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "common/base/error_reason.h"
+#include "rollout_server/generation/generate.h"
+#include "tests/rollout_server/tiny_model.h"
+
+namespace halfstep {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+constexpr absl::Duration kPatience = absl::Seconds(60);
+
+EngineOptions TinyOptions() {
+  EngineOptions options;
+  options.config = TinyConfig();
+  options.max_sequence_tokens = 160;
+  options.max_sequences = 32;
+  return options;
+}
+
+std::unique_ptr<Engine> MakeEngine(EngineOptions options) {
+  auto engine = Engine::Create(std::move(options));
+  EXPECT_TRUE(engine.ok()) << engine.status();
+  return *std::move(engine);
+}
+
+std::unique_ptr<Engine> MakeServingEngine(EngineOptions options, uint32_t seed = 1,
+                                          uint64_t version = 0) {
+  auto engine = MakeEngine(std::move(options));
+  absl::Notification served;
+  engine->SetWeights(TinyWeights(seed, engine->options().dtype), version,
+                     [&served](const absl::Status& status) {
+                       EXPECT_TRUE(status.ok()) << status;
+                       served.Notify();
+                     });
+  EXPECT_TRUE(served.WaitForNotificationWithTimeout(kPatience));
+  return engine;
+}
+
+// A prompt of `tokens` tokens that depends on `group`.
+GroupRequest MakeGroup(uint64_t group, int64_t tokens, uint32_t samples, int32_t max_new_tokens) {
+  GroupRequest request;
+  std::mt19937 random(static_cast<uint32_t>(group + 100));
+  for (int64_t i = 0; i < tokens; ++i) {
+    request.prompt.push_back(static_cast<int32_t>(2 + random() % 69));
+  }
+  request.samples = samples;
+  request.sampling.max_new_tokens = max_new_tokens;
+  request.seed = 7;
+  request.domain = SamplingDomain::kTrain;
+  request.group = group;
+  return request;
+}
+
+std::vector<std::vector<Sample>> Generate(Engine* engine, std::vector<GroupRequest> requests) {
+  auto samples = GenerateAll(engine, std::move(requests), absl::Now() + kPatience);
+  EXPECT_TRUE(samples.ok()) << samples.status();
+  return samples.ok() ? *std::move(samples) : std::vector<std::vector<Sample>>();
+}
+
+testing::AssertionResult SameBits(const std::vector<float>& a, const std::vector<float>& b) {
+  if (a.size() != b.size()) {
+    return testing::AssertionFailure() << a.size() << " against " << b.size() << " values";
+  }
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (std::memcmp(&a[i], &b[i], sizeof(float)) != 0) {
+      return testing::AssertionFailure()
+             << "value " << i << ": " << std::hexfloat << a[i] << " against " << b[i];
+    }
+  }
+  return testing::AssertionSuccess();
+}
+
+void ExpectSame(const std::vector<Sample>& a, const std::vector<Sample>& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    EXPECT_EQ(a[i].tokens, b[i].tokens) << "sample " << i;
+    EXPECT_TRUE(SameBits(a[i].log_probs, b[i].log_probs)) << "sample " << i;
+    EXPECT_EQ(a[i].finish_reason, b[i].finish_reason) << "sample " << i;
+  }
+}
+
+// Outcome of one group submitted by hand.
+class Outcome {
+ public:
+  GroupCallbacks callbacks(std::function<void(const GeneratedToken&)> on_token = {}) {
+    GroupCallbacks callbacks;
+    callbacks.on_sample = [this](Sample sample) {
+      absl::MutexLock lock(&mutex_);
+      samples_.push_back(std::move(sample));
+    };
+    callbacks.on_failure = [this](const absl::Status& status) {
+      absl::MutexLock lock(&mutex_);
+      failure_ = status;
+    };
+    callbacks.on_token = std::move(on_token);
+    return callbacks;
+  }
+  std::vector<Sample> samples() const {
+    absl::MutexLock lock(&mutex_);
+    return samples_;
+  }
+  absl::Status failure() const {
+    absl::MutexLock lock(&mutex_);
+    return failure_;
+  }
+
+ private:
+  mutable absl::Mutex mutex_;
+  std::vector<Sample> samples_;
+  absl::Status failure_;
+};
+
+// How an engine may be set up without changing a single bit of what it generates.
+struct Setting {
+  const char* name;
+  int64_t max_sequences;
+  int64_t max_step_tokens;
+  int64_t kv_sequences;  // full-length sequences that the cache holds
+  int threads;
+};
+
+class EngineSettingTest : public ::testing::TestWithParam<Setting> {};
+
+TEST_P(EngineSettingTest, GeneratesTheSameAlone) {
+  const Setting& setting = GetParam();
+  EngineOptions options = TinyOptions();
+  options.max_sequences = setting.max_sequences;
+  options.max_step_tokens = setting.max_step_tokens;
+  options.threads = setting.threads;
+  options.kv_cache_bytes =
+      setting.kv_sequences * 5 * KvCache::BytesPerBlock(options.config, DType::kFloat16);
+  auto engine = MakeServingEngine(options);
+  std::vector<GroupRequest> requests;
+  for (uint64_t group = 0; group < 10; ++group) {
+    requests.push_back(MakeGroup(group, 3 + static_cast<int64_t>(group) * 9, 5, 60));
+  }
+  const auto together = Generate(engine.get(), requests);
+  engine->Stop();
+  const EngineStats stats = engine->stats();
+  EXPECT_EQ(stats.kv_blocks_free, stats.kv_blocks_total);
+  if (setting.kv_sequences < 10) {
+    EXPECT_GT(stats.preemptions, 0);
+  }
+
+  auto alone = MakeServingEngine(TinyOptions());
+  ASSERT_EQ(together.size(), requests.size());
+  for (size_t group = 0; group < requests.size(); ++group) {
+    SCOPED_TRACE(testing::Message() << "group " << group);
+    const auto reference = Generate(alone.get(), {requests[group]});
+    ASSERT_EQ(reference.size(), 1u);
+    ExpectSame(reference[0], together[group]);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Settings, EngineSettingTest,
+                         ::testing::Values(Setting{"Wide", 64, 512, 64, 1},
+                                           Setting{"Narrow", 3, 8, 64, 1},
+                                           Setting{"Preempting", 32, 64, 4, 1},
+                                           Setting{"OneAtATime", 1, 16, 64, 1},
+                                           Setting{"ThreeThreads", 32, 100, 64, 3},
+                                           Setting{"PreemptingOnTwoThreads", 16, 33, 3, 2}),
+                         [](const auto& setting) { return std::string(setting.param.name); });
+
+class EngineLogProbTest : public ::testing::TestWithParam<DType> {};
+
+TEST_P(EngineLogProbTest, AreBitForBitTheLearners) {
+  EngineOptions options = TinyOptions();
+  options.dtype = GetParam();
+  options.max_step_tokens = 20;
+  options.max_sequences = 9;
+  options.kv_cache_bytes = 5 * 5 * KvCache::BytesPerBlock(options.config, options.dtype);
+  const auto weights = TinyWeights(3, options.dtype);
+  auto engine = MakeEngine(options);
+  engine->SetWeights(weights, 4, [](const absl::Status&) {});
+  std::vector<GroupRequest> requests;
+  for (uint64_t group = 0; group < 12; ++group) {
+    requests.push_back(MakeGroup(group, 1 + static_cast<int64_t>(group * 7), 4, 64));
+    requests.back().sampling.temperature = 0.8f;
+  }
+  const auto groups = Generate(engine.get(), requests);
+  ASSERT_EQ(groups.size(), requests.size());
+
+  std::vector<std::pair<std::vector<int32_t>, std::vector<int32_t>>> sequences;
+  for (size_t group = 0; group < groups.size(); ++group) {
+    for (const Sample& sample : groups[group]) {
+      sequences.emplace_back(requests[group].prompt, sample.tokens);
+    }
+  }
+  const auto learner = LearnerLogProbs(*weights, sequences, 0.8f);
+  size_t next = 0;
+  for (size_t group = 0; group < groups.size(); ++group) {
+    for (const Sample& sample : groups[group]) {
+      EXPECT_TRUE(SameBits(sample.log_probs, learner[next++]))
+          << "group " << group << ", sample " << sample.index;
+      EXPECT_THAT(sample.versions,
+                  ElementsAre(VersionRun{4, static_cast<uint32_t>(sample.tokens.size())}));
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(DTypes, EngineLogProbTest,
+                         ::testing::Values(DType::kFloat16, DType::kBFloat16, DType::kFloat32),
+                         [](const auto& dtype) { return std::string(Name(dtype.param)); });
+
+TEST(EngineTest, OneFlippedWeightBitShowsInTheLogProbs) {
+  EngineOptions options = TinyOptions();
+  const auto right = TinyWeights(1);
+  auto wrong = UnpackedTinyWeights(1);
+  auto* bits = static_cast<uint16_t*>(
+      wrong->parameters().view(wrong->parameters().layout().layers()[1].down).data());
+  bits[17] ^= 1u << 9;
+  auto engine = MakeEngine(options);
+  engine->SetWeights(Packed(wrong), 0, [](const absl::Status&) {});
+  const GroupRequest request = MakeGroup(0, 20, 4, 40);
+  const auto groups = Generate(engine.get(), {request});
+  ASSERT_EQ(groups.size(), 1u);
+  float largest = 0;
+  for (const Sample& sample : groups[0]) {
+    const auto learner = LearnerLogProbs(*right, {{request.prompt, sample.tokens}}, 1.0f);
+    for (size_t i = 0; i < sample.log_probs.size(); ++i) {
+      largest = std::max(largest, std::abs(sample.log_probs[i] - learner[0][i]));
+    }
+  }
+  EXPECT_GT(largest, 0);
+}
+
+TEST(EngineTest, GreedyDecodingReportsLogProbsAtTemperatureOne) {
+  const auto weights = TinyWeights(1);
+  auto engine = MakeServingEngine(TinyOptions());
+  GroupRequest request = MakeGroup(0, 10, 2, 30);
+  request.sampling.temperature = 0;
+  const auto groups = Generate(engine.get(), {request});
+  ASSERT_EQ(groups.size(), 1u);
+  EXPECT_EQ(groups[0][0].tokens, groups[0][1].tokens);
+  const auto learner = LearnerLogProbs(*weights, {{request.prompt, groups[0][0].tokens}}, 1.0f);
+  EXPECT_TRUE(SameBits(groups[0][0].log_probs, learner[0]));
+}
+
+TEST(EngineTest, SamplesDifferBySeedDomainGroupAndIndex) {
+  auto engine = MakeServingEngine(TinyOptions());
+  GroupRequest base = MakeGroup(0, 10, 2, 40);
+  GroupRequest seed = base, domain = base, group = base;
+  seed.seed = 8;
+  domain.domain = SamplingDomain::kEval;
+  group.group = 1;
+  const auto groups = Generate(engine.get(), {base, seed, domain, group});
+  ASSERT_EQ(groups.size(), 4u);
+  std::set<std::vector<int32_t>> distinct;
+  for (const auto& samples : groups) {
+    for (const Sample& sample : samples) distinct.insert(sample.tokens);
+  }
+  EXPECT_EQ(distinct.size(), 8u);
+}
+
+TEST(EngineTest, StopsAtTheLengthLimit) {
+  EngineOptions options = TinyOptions();
+  options.config.eos_token_ids = {};
+  auto engine = MakeServingEngine(options);
+  const auto groups = Generate(engine.get(), {MakeGroup(0, 5, 3, 17), MakeGroup(1, 5, 1, 1)});
+  ASSERT_EQ(groups.size(), 2u);
+  for (const Sample& sample : groups[0]) {
+    EXPECT_EQ(sample.tokens.size(), 17u);
+    EXPECT_EQ(sample.finish_reason, FinishReason::kLength);
+  }
+  EXPECT_EQ(groups[1][0].tokens.size(), 1u);
+}
+
+TEST(EngineTest, StopsAtEosAndAtStopTokensAndKeepsThem) {
+  EngineOptions options = TinyOptions();
+  options.config.eos_token_ids = {};
+  auto plain = MakeServingEngine(options);
+  GroupRequest request = MakeGroup(0, 5, 1, 40);
+  const std::vector<int32_t> tokens = Generate(plain.get(), {request})[0][0].tokens;
+  const int32_t stop = tokens[20];
+  const auto first = std::find(tokens.begin(), tokens.end(), stop);
+  const std::vector<int32_t> until(tokens.begin(), first + 1);
+
+  request.sampling.stop_token_ids = {stop};
+  const Sample by_stop = Generate(plain.get(), {request})[0][0];
+  EXPECT_EQ(by_stop.tokens, until);
+  EXPECT_EQ(by_stop.finish_reason, FinishReason::kStop);
+
+  options.config.eos_token_ids = {stop};
+  auto with_eos = MakeServingEngine(options);
+  request.sampling.stop_token_ids = {};
+  const Sample by_eos = Generate(with_eos.get(), {request})[0][0];
+  EXPECT_EQ(by_eos.tokens, until);
+  EXPECT_EQ(by_eos.finish_reason, FinishReason::kStop);
+}
+
+TEST(EngineTest, StopsAtAStopStringAcrossTokens) {
+  EngineOptions options = TinyOptions();
+  options.config.eos_token_ids = {};
+  std::string alphabet;
+  for (int i = 0; i < 71; ++i) alphabet.push_back(static_cast<char>(' ' + i));
+  options.token_bytes = [&alphabet](int32_t token) {
+    return std::string_view(alphabet).substr(token, 1);
+  };
+  auto engine = MakeServingEngine(options);
+  GroupRequest request = MakeGroup(0, 5, 1, 40);
+  const std::vector<int32_t> tokens = Generate(engine.get(), {request})[0][0].tokens;
+  std::string text;
+  for (const int32_t token : tokens) text.push_back(alphabet[token]);
+  const std::string stop = text.substr(18, 3);
+  request.sampling.stop_strings = {stop, "never there"};
+  const Sample sample = Generate(engine.get(), {request})[0][0];
+  EXPECT_EQ(sample.tokens.size(), text.find(stop) + 3);
+  EXPECT_EQ(sample.finish_reason, FinishReason::kStop);
+}
+
+TEST(EngineTest, SwapsWeightsOnlyAfterGroupsOfTheOldVersion) {
+  auto engine = MakeServingEngine(TinyOptions(), /*seed=*/1, /*version=*/5);
+  GroupRequest old_group = MakeGroup(0, 10, 4, 50);
+  old_group.version = 5;
+  GroupRequest new_group = MakeGroup(1, 10, 4, 50);
+  new_group.version = 6;
+  Outcome old_outcome, new_outcome;
+  absl::Notification swapped;
+  std::atomic<size_t> finished_before_swap{0};
+  bool asked = false;
+  auto on_token = [&](const GeneratedToken&) {
+    if (std::exchange(asked, true)) return;
+    engine->SetWeights(TinyWeights(2), 6, [&](const absl::Status& status) {
+      EXPECT_TRUE(status.ok());
+      finished_before_swap = old_outcome.samples().size();
+      swapped.Notify();
+    });
+    ASSERT_TRUE(engine->Submit(new_group, new_outcome.callbacks()).ok());
+  };
+  ASSERT_TRUE(engine->Submit(old_group, old_outcome.callbacks(on_token)).ok());
+  ASSERT_TRUE(swapped.WaitForNotificationWithTimeout(kPatience));
+  ASSERT_TRUE(engine->Drain(absl::Now() + kPatience));
+  EXPECT_EQ(finished_before_swap, 4u);
+  for (const Sample& sample : old_outcome.samples()) {
+    EXPECT_THAT(sample.versions,
+                ElementsAre(VersionRun{5, static_cast<uint32_t>(sample.tokens.size())}));
+  }
+  ASSERT_EQ(new_outcome.samples().size(), 4u);
+  auto fresh = MakeServingEngine(TinyOptions(), 2, 6);
+  std::vector<Sample> held = new_outcome.samples();
+  std::sort(held.begin(), held.end(),
+            [](const Sample& a, const Sample& b) { return a.index < b.index; });
+  ExpectSame(Generate(fresh.get(), {new_group})[0], held);
+}
+
+TEST(EngineTest, RefusesAGroupOfAVersionThatIsNotServed) {
+  auto engine = MakeServingEngine(TinyOptions(), 1, 5);
+  GroupRequest request = MakeGroup(0, 10, 1, 5);
+  request.version = 4;
+  const auto samples = GenerateAll(engine.get(), {request}, absl::Now() + kPatience);
+  EXPECT_EQ(samples.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(ReasonOf(samples.status()), "VERSION_NOT_SERVED");
+  EXPECT_THAT(std::string(samples.status().message()), HasSubstr("version 5 is served"));
+}
+
+TEST(EngineTest, RefusesWorkBeforeAnyWeights) {
+  auto engine = MakeEngine(TinyOptions());
+  const auto samples = GenerateAll(engine.get(), {MakeGroup(0, 10, 1, 5)}, absl::Now() + kPatience);
+  EXPECT_EQ(ReasonOf(samples.status()), "VERSION_NOT_SERVED");
+}
+
+TEST(EngineTest, TokensOfAnUnpinnedGroupCarryTheirVersions) {
+  EngineOptions options = TinyOptions();
+  options.config.eos_token_ids = {};
+  auto engine = MakeServingEngine(options, 1, 5);
+  Outcome outcome;
+  int tokens = 0;
+  auto on_token = [&](const GeneratedToken&) {
+    if (++tokens == 10) engine->SetWeights(TinyWeights(2), 6, [](const absl::Status&) {});
+  };
+  ASSERT_TRUE(engine->Submit(MakeGroup(0, 10, 1, 30), outcome.callbacks(on_token)).ok());
+  ASSERT_TRUE(engine->Drain(absl::Now() + kPatience));
+  ASSERT_EQ(outcome.samples().size(), 1u);
+  EXPECT_THAT(outcome.samples()[0].versions, ElementsAre(VersionRun{5, 10}, VersionRun{6, 20}));
+}
+
+TEST(EngineTest, LaterWeightsReplaceThoseThatWait) {
+  auto engine = MakeServingEngine(TinyOptions(), 1, 5);
+  GroupRequest request = MakeGroup(0, 10, 2, 40);
+  request.version = 5;
+  Outcome outcome;
+  bool asked = false;
+  absl::Status first;
+  absl::Notification swapped;
+  auto on_token = [&](const GeneratedToken&) {
+    if (std::exchange(asked, true)) return;
+    engine->SetWeights(TinyWeights(2), 6, [&](const absl::Status& status) { first = status; });
+    engine->SetWeights(TinyWeights(3), 7, [&](const absl::Status&) { swapped.Notify(); });
+  };
+  ASSERT_TRUE(engine->Submit(request, outcome.callbacks(on_token)).ok());
+  ASSERT_TRUE(swapped.WaitForNotificationWithTimeout(kPatience));
+  engine->Stop();
+  EXPECT_EQ(first.code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(engine->stats().version, 7u);
+}
+
+TEST(EngineTest, CancelEndsAGroupAndFreesItsBlocks) {
+  EngineOptions options = TinyOptions();
+  options.config.eos_token_ids = {};
+  auto engine = MakeServingEngine(options);
+  Outcome cancelled, other;
+  std::atomic<GroupHandle> handle{0};
+  auto on_token = [&](const GeneratedToken&) {
+    if (handle != 0) engine->Cancel(handle);
+  };
+  const auto submitted = engine->Submit(MakeGroup(0, 40, 4, 100), cancelled.callbacks(on_token));
+  ASSERT_TRUE(submitted.ok());
+  handle = *submitted;
+  ASSERT_TRUE(engine->Submit(MakeGroup(1, 40, 2, 30), other.callbacks()).ok());
+  ASSERT_TRUE(engine->Drain(absl::Now() + kPatience));
+  engine->Stop();
+  EXPECT_EQ(cancelled.failure().code(), absl::StatusCode::kCancelled);
+  EXPECT_THAT(cancelled.samples(), IsEmpty());
+  EXPECT_EQ(other.samples().size(), 2u);
+  EXPECT_EQ(engine->stats().kv_blocks_free, engine->stats().kv_blocks_total);
+}
+
+TEST(EngineTest, StopEndsEverythingThatIsOpen) {
+  EngineOptions options = TinyOptions();
+  options.config.eos_token_ids = {};
+  auto engine = MakeServingEngine(options);
+  Outcome outcome;
+  absl::Notification started;
+  auto on_token = [&](const GeneratedToken&) {
+    if (!started.HasBeenNotified()) started.Notify();
+  };
+  GroupRequest request = MakeGroup(0, 10, 1, 140);
+  request.version = 0;
+  ASSERT_TRUE(engine->Submit(request, outcome.callbacks(on_token)).ok());
+  ASSERT_TRUE(started.WaitForNotificationWithTimeout(kPatience));
+  absl::Status swap;
+  engine->SetWeights(TinyWeights(2), 1, [&](const absl::Status& status) { swap = status; });
+  engine->Stop();
+  EXPECT_EQ(outcome.failure().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(swap.code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(engine->Submit(request, {}).status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(EngineTest, ANonFiniteLogitFailsItsGroup) {
+  auto broken = UnpackedTinyWeights(1);
+  static_cast<Float16*>(
+      broken->parameters().view(broken->parameters().layout().final_norm()).data())[3] =
+      ToFloat16(std::numeric_limits<float>::quiet_NaN());
+  auto engine = MakeEngine(TinyOptions());
+  engine->SetWeights(Packed(broken), 0, [](const absl::Status&) {});
+  const auto samples = GenerateAll(engine.get(), {MakeGroup(0, 10, 3, 5)}, absl::Now() + kPatience);
+  EXPECT_EQ(samples.status().code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(ReasonOf(samples.status()), "NON_FINITE_LOGITS");
+  engine->Stop();
+  EXPECT_EQ(engine->stats().kv_blocks_free, engine->stats().kv_blocks_total);
+}
+
+TEST(EngineTest, ACacheTooSmallForOneSequenceIsAnErrorAtLoad) {
+  EngineOptions options = TinyOptions();
+  options.kv_cache_bytes = 4 * KvCache::BytesPerBlock(options.config, options.dtype);
+  const auto engine = Engine::Create(options);
+  EXPECT_EQ(engine.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(ReasonOf(engine.status()), "KV_CACHE_TOO_SMALL");
+  EXPECT_THAT(std::string(engine.status().message()), HasSubstr("--kv-cache-bytes"));
+}
+
+TEST(EngineTest, BoundsWhatItAccepts) {
+  EngineOptions options = TinyOptions();
+  options.max_outstanding = 6;
+  auto engine = MakeEngine(options);
+  // Without weights nothing is generated, and without a pending version it fails soon; so fill it
+  // from within one failure callback, on the engine's own thread.
+  absl::Status third;
+  absl::Notification done;
+  GroupCallbacks callbacks;
+  callbacks.on_sample = [](Sample) {};
+  callbacks.on_failure = [&](const absl::Status&) {
+    GroupCallbacks ignore;
+    ignore.on_sample = [](Sample) {};
+    ignore.on_failure = [](const absl::Status&) {};
+    EXPECT_TRUE(engine->Submit(MakeGroup(1, 5, 3, 5), ignore).ok());
+    third = engine->Submit(MakeGroup(2, 5, 3, 5), ignore).status();
+    done.Notify();
+  };
+  ASSERT_TRUE(engine->Submit(MakeGroup(0, 5, 3, 5), callbacks).ok());
+  ASSERT_TRUE(done.WaitForNotificationWithTimeout(kPatience));
+  EXPECT_EQ(ReasonOf(third), "ENGINE_FULL");
+}
+
+TEST(EngineTest, GenerateAllFeedsMoreThanTheEngineAcceptsAtOnce) {
+  EngineOptions options = TinyOptions();
+  options.max_outstanding = 6;
+  auto engine = MakeServingEngine(options);
+  std::vector<GroupRequest> requests;
+  for (uint64_t group = 0; group < 20; ++group) requests.push_back(MakeGroup(group, 8, 2, 12));
+  const auto groups = Generate(engine.get(), requests);
+  ASSERT_EQ(groups.size(), 20u);
+  for (const auto& samples : groups) {
+    ASSERT_EQ(samples.size(), 2u);
+    for (uint32_t i = 0; i < 2; ++i) EXPECT_EQ(samples[i].index, i);
+  }
+}
+
+TEST(EngineTest, RefusesRequestsThatCannotBeGenerated) {
+  auto engine = MakeServingEngine(TinyOptions());
+  auto refusal = [&](auto change) {
+    GroupRequest request = MakeGroup(0, 10, 2, 20);
+    change(&request);
+    const absl::Status status = engine->Submit(request, {}).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    return std::string(status.message());
+  };
+  EXPECT_THAT(refusal([](GroupRequest* r) { r->prompt.clear(); }), HasSubstr("no tokens"));
+  EXPECT_THAT(refusal([](GroupRequest* r) { r->prompt[3] = 71; }),
+              HasSubstr("prompt token 3 has id 71"));
+  EXPECT_THAT(refusal([](GroupRequest* r) { r->prompt[0] = -1; }), HasSubstr("id -1"));
+  EXPECT_THAT(refusal([](GroupRequest* r) { r->samples = 0; }), HasSubstr("samples"));
+  EXPECT_THAT(refusal([](GroupRequest* r) { r->sampling.max_new_tokens = 151; }),
+              HasSubstr("longest sequence of 160"));
+  EXPECT_THAT(refusal([](GroupRequest* r) { r->sampling.max_new_tokens = 0; }),
+              HasSubstr("max_new_tokens"));
+  EXPECT_THAT(refusal([](GroupRequest* r) { r->sampling.temperature = std::nanf(""); }),
+              HasSubstr("temperature"));
+  EXPECT_THAT(refusal([](GroupRequest* r) { r->sampling.top_p = 0; }), HasSubstr("top_p"));
+  EXPECT_THAT(refusal([](GroupRequest* r) { r->sampling.min_p = 1.5f; }), HasSubstr("min_p"));
+  EXPECT_THAT(refusal([](GroupRequest* r) { r->sampling.top_k = -1; }), HasSubstr("top_k"));
+  EXPECT_THAT(refusal([](GroupRequest* r) { r->sampling.stop_strings = {"x"}; }),
+              HasSubstr("tokenizer"));
+  EXPECT_THAT(refusal([](GroupRequest* r) { r->sampling.stop_strings = {""}; }),
+              HasSubstr("stop string"));
+}
+
+TEST(EngineTest, ReportsLatenciesOfEveryStep) {
+  EngineOptions options = TinyOptions();
+  options.config.eos_token_ids = {};
+  size_t first = 0, next = 0, finished = 0;
+  options.on_step = [&](const StepReport& report) {
+    first += report.first_token.size();
+    next += report.next_token.size();
+    finished += report.finished.size();
+  };
+  auto engine = MakeServingEngine(options);
+  Generate(engine.get(), {MakeGroup(0, 10, 4, 20)});
+  engine->Stop();
+  EXPECT_EQ(first, 4u);
+  EXPECT_EQ(next, 4u * 19u);
+  EXPECT_EQ(finished, 4u);
+  EXPECT_EQ(engine->stats().tokens_generated, 80);
+  EXPECT_EQ(engine->stats().prompt_tokens_shared, 30);
+}
+
+}  // namespace
+}  // namespace halfstep
