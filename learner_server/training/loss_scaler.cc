@@ -73,9 +73,10 @@ absl::Status CheckLossScaleOptions(const LossScaleOptions& options) {
   return absl::OkStatus();
 }
 
-LossScaler::LossScaler(const LossScaleOptions& options)
-    : LossScaler(options,
-                 LossScalerState{.scale = options.initial, .hysteresis_left = options.hysteresis}) {
+LossScaler::LossScaler(const LossScaleOptions& options) : options_(options) {
+  HALFSTEP_CHECK(CheckLossScaleOptions(options_).ok());
+  state_.scale = options.initial;
+  state_.hysteresis_left = options.hysteresis;
 }
 
 LossScaler::LossScaler(const LossScaleOptions& options, LossScalerState state)

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// RunFolder: the output folder of one job, owned by one learner at a time.
+//
+//   job.json        the resolved job          checkpoints/step_N/   see train_checkpoint.h
+//   metrics.jsonl   a line per step           model/                the trained model, at the end
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace halfstep {
+
+// Movable; holds a lock while it lives. Not thread-safe.
+class RunFolder {
+ public:
+  // Makes the folder, or opens it if it is this job's. FAILED_PRECONDITION, reason
+  // OUTPUT_DIR_NOT_EMPTY, for a folder with anything else in it; reason RUN_FOLDER_IN_USE when
+  // another learner holds it.
+  static absl::StatusOr<RunFolder> Open(const std::string& path, const std::string& job_id);
+  RunFolder(RunFolder&& other) noexcept;
+  RunFolder& operator=(RunFolder&&) = delete;
+  ~RunFolder();
+
+  const std::string& path() const { return path_; }
+  std::string checkpoints() const { return path_ + "/checkpoints"; }
+
+  absl::Status WriteJob(const std::string& json) const;
+  absl::Status AppendMetrics(const std::string& line) const;
+  // Drops what a run that did not finish wrote after `step`: lines of later steps and a torn last
+  // line.
+  absl::Status CutMetricsAfter(int64_t step) const;
+
+ private:
+  RunFolder(std::string path, int lock) : path_(std::move(path)), lock_(lock) {}
+
+  std::string path_;
+  int lock_ = -1;
+};
+
+// What Open would say about `path`, without making or locking anything.
+absl::Status CheckRunFolder(const std::string& path, const std::string& job_id);
+
+}  // namespace halfstep

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+// One optimizer step on a tiny model: learning, skipping, splitting, clipping.
+#include "learner_server/training/train_step.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "common/base/error_reason.h"
+#include "common/model/initialize.h"
+#include "kernels/thread_pool.h"
+#include "kernels/workspace.h"
+
+namespace halfstep {
+namespace {
+
+ModelConfig TinyConfig() {
+  ModelConfig config;
+  config.vocab_size = 40;
+  config.hidden_size = 32;
+  config.intermediate_size = 48;
+  config.layers = 2;
+  config.heads = 4;
+  config.kv_heads = 2;
+  config.head_dim = 8;
+  config.qk_norm = true;
+  config.tie_word_embeddings = true;
+  config.max_positions = 64;
+  config.initializer_range = 0.1f;
+  return config;
+}
+
+// Every byte that a skipped step must leave alone.
+struct Snapshot {
+  explicit Snapshot(const TrainState& state) : optimizer_steps(state.optimizer_steps) {
+    for (const ConstTensor tensor :
+         {state.master.flat(), state.first_moment.flat(), state.second_moment.flat(),
+          state.weights.parameters().flat()}) {
+      bytes.append(static_cast<const char*>(tensor.data()), tensor.bytes());
+    }
+  }
+  friend bool operator==(const Snapshot&, const Snapshot&) = default;
+
+  std::string bytes;
+  int64_t optimizer_steps;
+};
+
+class TrainStepTest : public testing::Test {
+ protected:
+  TrainStepTest() {
+    ctx_.workspace = &workspace_;
+    ctx_.threads = &threads_;
+    options_.algorithm = SupervisedAlgorithm();
+    options_.schedule.peak = 0.01;
+    for (int i = 0; i < 6; ++i) {
+      TrainSequence sequence;
+      for (int t = 0; t < 6 + 3 * i; ++t) sequence.tokens.push_back((7 * t + 5 * i) % 40);
+      sequence.prompt_tokens = 3;
+      sequence.advantage = 1;
+      sequences_.push_back(sequence);
+    }
+  }
+
+  std::unique_ptr<TrainState> MakeState(DType dtype, const LossScaleOptions& loss_scale = {}) {
+    const ModelConfig config = TinyConfig();
+    auto layout = std::make_shared<const ParameterLayout>(config);
+    auto state = std::make_unique<TrainState>(config, layout, dtype, 64, loss_scale);
+    InitializeParameters(config, 11, &state->master);
+    state->RefreshWeights(ctx_);
+    return state;
+  }
+
+  static LossScaleOptions StaticScale(float scale) {
+    LossScaleOptions options = *LossScalePreset("static");
+    options.initial = scale;
+    return options;
+  }
+
+  Workspace workspace_;
+  ThreadPool threads_{2};
+  ExecContext ctx_;
+  TrainStepOptions options_;
+  std::vector<TrainSequence> sequences_;
+};
+
+TEST_F(TrainStepTest, LossFallsInEveryPrecision) {
+  for (const DType dtype : {DType::kFloat16, DType::kBFloat16, DType::kFloat32}) {
+    const auto state = MakeState(dtype, StaticScale(dtype == DType::kFloat16 ? 1024 : 1));
+    TrainStep step(ctx_, options_, state.get());
+    double first = 0, last = 0;
+    for (int i = 0; i < 40; ++i) {
+      const auto report = step.Run(sequences_, nullptr);
+      ASSERT_TRUE(report.ok()) << report.status();
+      EXPECT_TRUE(report->applied);
+      last = report->loss.loss;
+      if (i == 0) first = last;
+    }
+    EXPECT_NEAR(first, std::log(40.0), 0.5) << Name(dtype);
+    EXPECT_LT(last, 0.2) << Name(dtype);
+    EXPECT_EQ(state->optimizer_steps, 40);
+  }
+}
+
+TEST_F(TrainStepTest, GradientOfTheMasterMatchesFiniteDifferences) {
+  const auto state = MakeState(DType::kFloat32, StaticScale(1));
+  options_.clip_norm = 0;
+  options_.schedule.peak = 0;  // the first moment is 0.1 of the gradient; the weights stay
+  TrainStep step(ctx_, options_, state.get());
+  ASSERT_TRUE(step.Run(sequences_, nullptr).ok());
+  float* master = state->master.flat().as<float>();
+  const float* moment = state->first_moment.flat().as<float>();
+  const std::vector<float> gradient(moment, moment + state->first_moment.flat().elements());
+  for (const ParameterSpec& spec : state->layout().specs()) {
+    const int64_t at = spec.offset + spec.shape.elements() / 3;
+    const float original = master[at];
+    double losses[2];
+    for (const int side : {0, 1}) {
+      master[at] = original + (side == 0 ? -1 : 1) * 0x1p-8f;
+      state->RefreshWeights(ctx_);
+      losses[side] = step.Run(sequences_, nullptr)->loss.loss;
+    }
+    master[at] = original;
+    EXPECT_NEAR(gradient[at] * 10, (losses[1] - losses[0]) * 128, 2e-3) << spec.name;
+  }
+}
+
+TEST_F(TrainStepTest, NonFiniteGradientChangesNothingButTheScale) {
+  const auto state = MakeState(DType::kFloat16, {.initial = 0x1p24f});
+  TrainStep step(ctx_, options_, state.get());
+  // A large step scale overflows FP16 activation gradients; the search goes on until it does not.
+  int skipped = 0;
+  for (;; ++skipped) {
+    const Snapshot before(*state);
+    const float scale = state->scaler.scale();
+    const auto report = step.Run(sequences_, nullptr);
+    ASSERT_TRUE(report.ok()) << report.status();
+    if (report->applied) break;
+    EXPECT_TRUE(report->skipped);
+    EXPECT_FALSE(report->non_finite_parameter.empty());
+    EXPECT_EQ(report->loss_scale, scale);
+    EXPECT_EQ(state->scaler.scale(), scale / 2);
+    EXPECT_TRUE(Snapshot(*state) == before);
+  }
+  EXPECT_GT(skipped, 0);
+  EXPECT_EQ(state->scaler.state().skipped_steps, skipped);
+  EXPECT_EQ(state->optimizer_steps, 1);
+}
+
+TEST_F(TrainStepTest, FailsAtTheFloorOfTheScale) {
+  const auto state = MakeState(DType::kFloat16, {.initial = 0x1p24f, .minimum = 0x1p24f});
+  const Snapshot before(*state);
+  TrainStep step(ctx_, options_, state.get());
+  const auto report = step.Run(sequences_, nullptr);
+  EXPECT_EQ(ReasonOf(report.status()), "LOSS_SCALE_FLOOR");
+  EXPECT_TRUE(Snapshot(*state) == before);
+}
+
+TEST_F(TrainStepTest, NonFiniteForwardIsATypedFailure) {
+  const auto state = MakeState(DType::kFloat32, StaticScale(1));
+  state->master.view(state->layout().final_norm()).as<float>()[3] = NAN;
+  state->RefreshWeights(ctx_);
+  TrainStep step(ctx_, options_, state.get());
+  const auto report = step.Run(sequences_, nullptr);
+  EXPECT_EQ(report.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(ReasonOf(report.status()), "NON_FINITE_LOSS");
+}
+
+TEST_F(TrainStepTest, SplitIntoMicroBatchesAndThreadsChangeNoBit) {
+  std::vector<std::string> outcomes;
+  for (const int64_t budget : {10, 40, 1000}) {
+    for (const int threads : {1, 2}) {
+      ThreadPool pool(threads);
+      ctx_.threads = &pool;
+      const auto state = MakeState(DType::kFloat16, StaticScale(1024));
+      options_.micro_batch_tokens = budget;
+      TrainStep step(ctx_, options_, state.get());
+      for (int i = 0; i < 3; ++i) ASSERT_TRUE(step.Run(sequences_, nullptr).ok());
+      outcomes.push_back(Snapshot(*state).bytes);
+    }
+  }
+  EXPECT_THAT(outcomes, testing::Each(outcomes[0]));
+}
+
+TEST_F(TrainStepTest, ScalingByAPowerOfTwoChangesNoBitInFp32) {
+  std::vector<std::string> outcomes;
+  for (const float scale : {1.0f, 4096.0f}) {
+    const auto state = MakeState(DType::kFloat32, StaticScale(scale));
+    TrainStep step(ctx_, options_, state.get());
+    for (int i = 0; i < 3; ++i) ASSERT_TRUE(step.Run(sequences_, nullptr).ok());
+    outcomes.push_back(Snapshot(*state).bytes);
+  }
+  EXPECT_EQ(outcomes[0], outcomes[1]);
+}
+
+TEST_F(TrainStepTest, SequencesWithoutAdvantageCountButDoNotTrain) {
+  options_.algorithm = *FindAlgorithmPreset("reinforce");
+  options_.constant_length = 8;
+  sequences_[1].advantage = 0;
+  sequences_[4].advantage = 0;
+  for (TrainSequence& sequence : sequences_) {
+    sequence.behaviour.assign(sequence.response_tokens(), -3.5f);
+  }
+  const auto with_zeros = MakeState(DType::kFloat32, StaticScale(1));
+  MismatchStatistics mismatch;
+  const auto report = TrainStep(ctx_, options_, with_zeros.get()).Run(sequences_, &mismatch);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_EQ(report->sequences, 6);
+  EXPECT_EQ(mismatch.Summarize().tokens_compared, report->tokens);
+  EXPECT_EQ(report->loss.tokens, report->tokens);
+
+  // Their only effect is through the number of sequences.
+  sequences_.erase(sequences_.begin() + 4);
+  sequences_.erase(sequences_.begin() + 1);
+  const auto without = MakeState(DType::kFloat32, StaticScale(1));
+  const auto fewer = TrainStep(ctx_, options_, without.get()).Run(sequences_, nullptr);
+  ASSERT_TRUE(fewer.ok()) << fewer.status();
+  EXPECT_NEAR(fewer->gradient_norm * 4 / 6, report->gradient_norm, 1e-6);
+}
+
+TEST_F(TrainStepTest, ClipsByTheUnscaledNorm) {
+  options_.clip_norm = 0.01f;
+  const auto state = MakeState(DType::kFloat32, StaticScale(256));
+  TrainStep step(ctx_, options_, state.get());
+  const auto report = step.Run(sequences_, nullptr);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_GT(report->gradient_norm, 0.1);
+  double squares = 0;
+  const float* moment = state->first_moment.flat().as<float>();
+  for (int64_t i = 0; i < state->first_moment.flat().elements(); ++i) {
+    squares += 100.0 * moment[i] * moment[i];  // (1 - beta1) g = 0.1 g
+  }
+  EXPECT_NEAR(std::sqrt(squares), 0.01, 1e-5);
+}
+
+TEST_F(TrainStepTest, DecaysMatricesOnly) {
+  options_.weight_decay = 0.5f;
+  options_.schedule.peak = 0.1;
+  sequences_.resize(1);
+  sequences_[0].advantage = 0;  // no gradient: what moves is decay
+  const auto state = MakeState(DType::kFloat32, StaticScale(1));
+  const auto initial = MakeState(DType::kFloat32, StaticScale(1));
+  ASSERT_TRUE(TrainStep(ctx_, options_, state.get()).Run(sequences_, nullptr).ok());
+  const std::vector<ParameterSpec>& specs = state->layout().specs();
+  for (size_t i = 0; i < specs.size(); ++i) {
+    const float before = initial->master.view(static_cast<int>(i)).as<float>()[0];
+    const float after = state->master.view(static_cast<int>(i)).as<float>()[0];
+    EXPECT_NEAR(after, specs[i].weight_decay ? before * 0.95f : before, 1e-7) << specs[i].name;
+  }
+}
+
+TEST_F(TrainStepTest, NothingToTrainOnIsNoStep) {
+  const auto state = MakeState(DType::kFloat16);
+  const Snapshot before(*state);
+  const auto report = TrainStep(ctx_, options_, state.get()).Run({}, nullptr);
+  ASSERT_TRUE(report.ok());
+  EXPECT_FALSE(report->applied);
+  EXPECT_FALSE(report->skipped);
+  EXPECT_TRUE(Snapshot(*state) == before);
+}
+
+TEST_F(TrainStepTest, OnlyFiniteWeightsMayBePublished) {
+  const auto state = MakeState(DType::kFloat32, StaticScale(1));
+  EXPECT_TRUE(CheckPublishable(ctx_, state->master, DType::kFloat16).ok());
+  float* norm = state->master.view(state->layout().final_norm()).as<float>();
+  norm[0] = 70000;
+  EXPECT_TRUE(CheckPublishable(ctx_, state->master, DType::kBFloat16).ok());
+  const absl::Status too_large = CheckPublishable(ctx_, state->master, DType::kFloat16);
+  EXPECT_EQ(ReasonOf(too_large), "NON_FINITE_WEIGHTS");
+  EXPECT_THAT(std::string(too_large.message()), testing::HasSubstr("final_norm"));
+  norm[0] = INFINITY;
+  EXPECT_EQ(ReasonOf(CheckPublishable(ctx_, state->master, DType::kFloat32)), "NON_FINITE_WEIGHTS");
+}
+
+}  // namespace
+}  // namespace halfstep
