@@ -32,13 +32,23 @@ inline constexpr const char* kFinishReasons[] = {"stop", "length", "cancelled"};
 inline constexpr const char* kPhases[] = {"wait",    "score",      "forward_backward", "optimizer",
                                           "publish", "checkpoint", "evaluate"};
 inline constexpr const char* kTokenKinds[] = {"generated", "trained"};
-inline constexpr const char* kDropReasons[] = {"malformed",          "stale_job",
-                                               "stale_incarnation",  "unknown_group",
-                                               "index_out_of_range", "token_out_of_range",
-                                               "bad_log_prob",       "bad_length",
-                                               "wrong_version",      "duplicate",
-                                               "unscored",           "group_lost",
-                                               "abandoned",          "other"};
+inline constexpr const char* kDropReasons[] = {"malformed",
+                                               "stale_job",
+                                               "stale_incarnation",
+                                               "unknown_group",
+                                               "index_out_of_range",
+                                               "token_out_of_range",
+                                               "bad_log_prob",
+                                               "bad_length",
+                                               "wrong_version",
+                                               "duplicate",
+                                               "late",
+                                               "not_assigned",
+                                               "cancelled",
+                                               "unscored",
+                                               "group_lost",
+                                               "abandoned",
+                                               "other"};
 inline constexpr const char* kStoreKinds[] = {"activations", "weights"};
 inline constexpr const char* kRolloutStates[] = {"joining", "loading", "ready", "serving",
                                                  "suspect"};

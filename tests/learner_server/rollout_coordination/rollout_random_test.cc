@@ -90,7 +90,7 @@ TEST_P(RolloutRandomTest, DeliversEverySampleExactlyOnce) {
   EXPECT_EQ(coordinator->Status().groups_outstanding, 0) << coordinator->Status().waiting_for;
 }
 
-INSTANTIATE_TEST_SUITE_P(Seeds, RolloutRandomTest, ::testing::Range(0, 60));
+INSTANTIATE_TEST_SUITE_P(Seeds, RolloutRandomTest, ::testing::Range(0, 300));
 
 }  // namespace
 }  // namespace halfstep

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// GroupTable: which groups of a job wait, which rollout holds which, and which of their samples
+// were admitted. Bookkeeping only: it knows no stream, no policy and no clock.
+#pragma once
+
+#include <compare>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "common/trajectory/trajectory.h"
+
+namespace halfstep {
+
+// One attached stream; never used twice by a learner.
+using SessionId = uint64_t;
+
+// A group given to one session.
+struct GroupHold {
+  std::vector<bool> delivered;  // by sample index, whatever became of the sample
+  uint32_t left = 0;            // samples not delivered
+  absl::Time since;
+  absl::Time deadline;
+};
+
+struct Group {
+  std::shared_ptr<const GroupAssignment> assignment;
+  absl::Duration allowance;    // time a session has for it
+  std::vector<bool> admitted;  // by sample index
+  uint32_t missing = 0;        // samples not admitted
+  int reassignments = 0;
+  bool queued = true;
+  // A rollout that failed at it gets it again only after `avoid_until`.
+  std::string avoid;
+  absl::Time avoid_until = absl::InfinitePast();
+  std::map<SessionId, GroupHold> holds;
+};
+
+// Not thread-safe.
+class GroupTable {
+ public:
+  // Canonical order of waiting groups: the version, then purpose and ordinal.
+  struct QueueKey {
+    uint64_t version;
+    GroupKey key;
+    friend auto operator<=>(const QueueKey&, const QueueKey&) = default;
+  };
+  struct Load {
+    int64_t groups = 0;
+    int64_t samples = 0;  // not delivered
+  };
+  enum class Receipt { kAdmitted, kDuplicate };
+
+  // Queues a group; false when one of its key is known. `now` starts no clock: the time until
+  // `assignment.deadline` is what each session gets from the moment the group is given to it.
+  bool Add(GroupAssignment assignment, absl::Time now);
+  // Forgets the group, but for its key among the last ones erased.
+  void Erase(const GroupKey& key);
+  bool ErasedLately(const GroupKey& key) const { return erased_.contains(key); }
+
+  const Group* Find(const GroupKey& key) const;
+  const std::map<GroupKey, Group>& groups() const { return groups_; }
+  const std::set<QueueKey>& queue() const { return queue_; }
+  // Samples not admitted, by version, over waiting and held groups.
+  const std::map<uint64_t, int64_t>& missing_by_version() const { return missing_by_version_; }
+  Load LoadOf(SessionId session) const;
+  // Keys that `session` holds, ascending.
+  std::vector<GroupKey> HeldBy(SessionId session) const;
+
+  // Gives the group to `session`, which does not hold it, and takes it from the queue if it is
+  // there. Returns this hold's deadline.
+  absl::Time Hold(const GroupKey& key, SessionId session, absl::Time now);
+  // Takes it back from `session`. The group is neither queued nor erased by that.
+  void Release(const GroupKey& key, SessionId session);
+  // Queues a group that nobody holds once more, avoiding `rollout_id` until `avoid_until`.
+  void Requeue(const GroupKey& key, const std::string& rollout_id, absl::Time avoid_until);
+
+  // Notes that `session`, which holds the group, delivered sample `index`, below the group's count.
+  // With `valid` it is admitted unless its index was before.
+  Receipt Deliver(const GroupKey& key, SessionId session, uint32_t index, bool valid);
+
+ private:
+  Group& At(const GroupKey& key);
+
+  std::map<GroupKey, Group> groups_;
+  std::set<QueueKey> queue_;
+  std::map<SessionId, std::set<GroupKey>> held_;
+  std::map<SessionId, int64_t> undelivered_;
+  std::map<uint64_t, int64_t> missing_by_version_;
+  std::set<GroupKey> erased_;
+  std::deque<GroupKey> erased_order_;
+};
+
+}  // namespace halfstep
