@@ -53,46 +53,69 @@ struct LeftFactor {
   size_t k_stride;
 };
 
-// sum[r][v] += a(r, k) * b[k * b_stride + 16 v ...] for ascending k in [0, count).
+// sum[r][v] += a(r, k) * b[16 v ...], one step of all chains.
 template <size_t Rows, size_t Vectors, class B>
-HWY_INLINE void Product(LeftFactor a, const B* HWY_RESTRICT b, size_t b_stride, size_t count,
-                        F32x16 (&sum)[Rows][Vectors]) {
-  for (size_t k = 0; k < count; ++k, b += b_stride) {
-    F32x16 right[Vectors];
+HWY_INLINE void Step(const LeftFactor& a, size_t k, const B* HWY_RESTRICT b,
+                     F32x16 (&sum)[Rows][Vectors]) {
+  F32x16 right[Vectors];
+  HWY_UNROLL(2)
+  for (size_t v = 0; v < Vectors; ++v) right[v] = Load16(b + v * kVirtualLanes);
+  HWY_UNROLL(8)
+  for (size_t r = 0; r < Rows; ++r) {
+    const F32x16 left = Set16(a.data[r * a.row_stride + k * a.k_stride]);
     HWY_UNROLL(2)
-    for (size_t v = 0; v < Vectors; ++v) right[v] = Load16(b + v * kVirtualLanes);
-    HWY_UNROLL(8)
-    for (size_t r = 0; r < Rows; ++r) {
-      const F32x16 left = Set16(a.data[r * a.row_stride + k * a.k_stride]);
-      HWY_UNROLL(2)
-      for (size_t v = 0; v < Vectors; ++v) sum[r][v] = MulAdd(left, right[v], sum[r][v]);
+    for (size_t v = 0; v < Vectors; ++v) sum[r][v] = MulAdd(left, right[v], sum[r][v]);
+  }
+}
+
+// Where a product begins: at 0, or at what c holds.
+enum class Start { kZero, kContinue };
+
+// c[r * c_stride + i] = start + sum of a(r, k) * b[k * b_stride + i] over ascending k in [0,
+// count), for i in [0, 16 * Vectors). Not inlined, so that the sums live in registers.
+template <Start kStart, size_t Rows, size_t Vectors, class B>
+HWY_NOINLINE void Product(LeftFactor a, const B* b, size_t b_stride, size_t count, float* c,
+                          size_t c_stride) {
+  F32x16 sum[Rows][Vectors];
+  HWY_UNROLL(8)
+  for (size_t r = 0; r < Rows; ++r) {
+    HWY_UNROLL(2)
+    for (size_t v = 0; v < Vectors; ++v) {
+      if constexpr (kStart == Start::kZero) {
+        sum[r][v] = Zero16();
+      } else {
+        sum[r][v] = Load16(c + r * c_stride + v * kVirtualLanes);
+      }
+    }
+  }
+  for (size_t k = 0; k < count; ++k, b += b_stride) Step(a, k, b, sum);
+  HWY_UNROLL(8)
+  for (size_t r = 0; r < Rows; ++r) {
+    HWY_UNROLL(2)
+    for (size_t v = 0; v < Vectors; ++v) {
+      Store16(sum[r][v], c + r * c_stride + v * kVirtualLanes);
     }
   }
 }
 
-// c[r * c_stride + i] += a(r, k) * b[k * b_stride + i] for i in [0, columns), a multiple of 16.
+// Calls f.operator()<Vectors>(begin) for columns [begin, begin + 16 * Vectors) of [0, columns), a
+// multiple of 16: pairs of vectors, and a last single one where the number of vectors is odd.
+template <class F>
+HWY_INLINE void ForColumns(size_t columns, const F& f) {
+  size_t begin = 0;
+  for (; begin + 2 * kVirtualLanes <= columns; begin += 2 * kVirtualLanes) {
+    f.template operator()<2>(begin);
+  }
+  if (begin < columns) f.template operator()<1>(begin);
+}
+
+// Product over any number of columns, continuing from c.
 template <size_t Rows, class B>
 HWY_INLINE void AddProduct(LeftFactor a, const B* b, size_t b_stride, size_t count, size_t columns,
                            float* c, size_t c_stride) {
-  const auto columns_from = [&]<size_t Vectors>(size_t begin) HWY_ATTR {
-    F32x16 sum[Rows][Vectors];
-    for (size_t r = 0; r < Rows; ++r) {
-      for (size_t v = 0; v < Vectors; ++v) {
-        sum[r][v] = Load16(c + r * c_stride + begin + v * kVirtualLanes);
-      }
-    }
-    Product(a, b + begin, b_stride, count, sum);
-    for (size_t r = 0; r < Rows; ++r) {
-      for (size_t v = 0; v < Vectors; ++v) {
-        Store16(sum[r][v], c + r * c_stride + begin + v * kVirtualLanes);
-      }
-    }
-  };
-  size_t begin = 0;
-  for (; begin + 2 * kVirtualLanes <= columns; begin += 2 * kVirtualLanes) {
-    columns_from.template operator()<2>(begin);
-  }
-  if (begin < columns) columns_from.template operator()<1>(begin);
+  ForColumns(columns, [&]<size_t Vectors>(size_t begin) HWY_ATTR {
+    Product<Start::kContinue, Rows, Vectors>(a, b + begin, b_stride, count, c + begin, c_stride);
+  });
 }
 
 // Converts `rows` rows of head_dim elements, `stride` apart, to rows of `padded` floats; the

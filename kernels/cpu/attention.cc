@@ -45,36 +45,126 @@ struct KvBlock {
   const B* values;
 };
 
-HWY_INLINE constexpr size_t TileScratch(size_t head_dim) {
+constexpr size_t TileScratch(size_t head_dim) {
   return kTileRows * (2 * PadHeadDim(head_dim) + kBlock);
 }
 
-// acc[r] = acc[r] * alpha[r] + sum of p[r][j] * values[j] over ascending j < limit[r]. Keys at and
-// past the limit are not touched: what they hold may be another sequence's, or not a number.
-template <class B, size_t Rows, size_t Vectors>
-HWY_INLINE void AddValues(const float* p, const size_t (&limit)[Rows], const float* alpha,
-                          const B* values, size_t padded, float* acc) {
-  F32x16 sum[Rows][Vectors];
+// The online softmax of the rows of a tile.
+struct alignas(64) SoftmaxState {
+  float largest[kVirtualLanes];  // score so far, by row
+  float alpha[kVirtualLanes];    // exp(previous largest - largest), by row
+  F32x16 total[kTileRows];       // lane i: sum of the probabilities of keys i, i + 16, ...
+  size_t limit[kTileRows];       // keys of the block that the row sees; ascends
+};
+
+// Turns the scores of one block, [Rows][32], into probabilities relative to the largest score so
+// far, rounded to T. A masked key has probability 0, which changes no bit.
+template <class T, size_t Rows>
+HWY_INLINE void Softmax(float scale, bool first_block, float* p, SoftmaxState& state) {
+  const float kMinusInfinity = -std::numeric_limits<float>::infinity();
+  const F32x16 masked = Set16(kMinusInfinity);
+  alignas(64) float next[kVirtualLanes];
+  std::copy_n(state.largest, kVirtualLanes, next);
   for (size_t r = 0; r < Rows; ++r) {
+    float* const score = p + r * kBlock;
+    const size_t limit = state.limit[r];
+    F32x16 low = Load16(score) * Set16(scale);
+    if (limit < kVirtualLanes) low = Select(FirstLanes(limit), low, masked);
+    Store16(low, score);
+    F32x16 high = masked;
+    if (limit > kVirtualLanes) {
+      high = Load16(score + kVirtualLanes) * Set16(scale);
+      if (limit < kBlock) high = Select(FirstLanes(limit - kVirtualLanes), high, masked);
+      Store16(high, score + kVirtualLanes);
+    }
+    next[r] = std::max(next[r], ReduceMax(Max(low, high)));
+  }
+  // In the first block the totals are 0 and the factor does not matter.
+  if (!first_block) Store16(Exp(Load16(state.largest) - Load16(next)), state.alpha);
+  std::copy_n(next, kVirtualLanes, state.largest);
+  for (size_t r = 0; r < Rows; ++r) {
+    float* const score = p + r * kBlock;
+    const F32x16 largest = Set16(next[r]);
+    const F32x16 low = Exp(Load16(score) - largest);
+    Store16(RoundTo<T>(low), score);
+    F32x16 sum = low;
+    if (state.limit[r] > kVirtualLanes) {
+      const F32x16 high = Exp(Load16(score + kVirtualLanes) - largest);
+      Store16(RoundTo<T>(high), score + kVirtualLanes);
+      sum = low + high;
+    }
+    state.total[r] = first_block ? sum : MulAdd(state.total[r], Set16(state.alpha[r]), sum);
+  }
+}
+
+// acc[r] = acc[r] * alpha[r] + sum of p[r][j] * values[j] over ascending j < limit[r]; the first
+// block begins at 0. Values at and past the limit change nothing: what they hold may be not a
+// number.
+template <size_t Rows, size_t Vectors, class B>
+HWY_NOINLINE void AddValues(const float* p, const SoftmaxState& state, bool first_block,
+                            const B* values, size_t padded, float* acc) {
+  F32x16 sum[Rows][Vectors];
+  HWY_UNROLL(8)
+  for (size_t r = 0; r < Rows; ++r) {
+    HWY_UNROLL(2)
     for (size_t v = 0; v < Vectors; ++v) {
-      sum[r][v] = Load16(acc + r * padded + v * kVirtualLanes) * Set16(alpha[r]);
+      sum[r][v] = first_block
+                      ? Zero16()
+                      : Load16(acc + r * padded + v * kVirtualLanes) * Set16(state.alpha[r]);
     }
   }
-  // Limits ascend with the rows.
-  Product(LeftFactor{p, kBlock, 1}, values, padded, limit[0], sum);
+  const LeftFactor left{p, kBlock, 1};
+  const size_t shared = state.limit[0];
+  for (size_t j = 0; j < shared; ++j) Step(left, j, values + j * padded, sum);
+  for (size_t j = shared; j < state.limit[Rows - 1]; ++j) {
+    F32x16 with[Rows][Vectors];
+    HWY_UNROLL(8)
+    for (size_t r = 0; r < Rows; ++r) {
+      HWY_UNROLL(2)
+      for (size_t v = 0; v < Vectors; ++v) with[r][v] = sum[r][v];
+    }
+    Step(left, j, values + j * padded, with);
+    HWY_UNROLL(8)
+    for (size_t r = 0; r < Rows; ++r) {
+      const Mask16 seen = FirstLanes(j < state.limit[r] ? kVirtualLanes : 0);
+      HWY_UNROLL(2)
+      for (size_t v = 0; v < Vectors; ++v) sum[r][v] = Select(seen, with[r][v], sum[r][v]);
+    }
+  }
+  HWY_UNROLL(8)
   for (size_t r = 0; r < Rows; ++r) {
-    F32x16 one[1][Vectors];
-    for (size_t v = 0; v < Vectors; ++v) one[0][v] = sum[r][v];
-    Product(LeftFactor{p + r * kBlock + limit[0], kBlock, 1}, values + limit[0] * padded, padded,
-            limit[r] - limit[0], one);
+    HWY_UNROLL(2)
     for (size_t v = 0; v < Vectors; ++v) {
-      Store16(one[0][v], acc + r * padded + v * kVirtualLanes);
+      Store16(sum[r][v], acc + r * padded + v * kVirtualLanes);
     }
   }
 }
 
-// Online softmax of `Rows` consecutive rows over all blocks that they see. block(b) is the KvBlock
-// of positions [32 b, 32 b + 32). Returns how many stores were saturated.
+// out = acc / total, lse = largest + log(total). Returns how many stores were saturated.
+template <class T>
+HWY_INLINE size_t Finish(const QueryRows<T>& rows, size_t first_row, size_t count,
+                         const SoftmaxState& state, const float* acc) {
+  const size_t padded = PadHeadDim(rows.head_dim);
+  size_t saturated = 0;
+  for (size_t r = 0; r < count; ++r) {
+    const size_t row = first_row + r;
+    const float sum = ReduceSum(state.total[r]);
+    const F32x16 inverse = Set16(1.0f / sum);
+    T* const to = rows.out + rows.Offset(row);
+    for (size_t d = 0; d < rows.head_dim; d += kVirtualLanes) {
+      saturated += StoreSaturated16(Load16(acc + r * padded + d) * inverse, to + d,
+                                    std::min(rows.head_dim - d, kVirtualLanes));
+    }
+    if (rows.lse != nullptr) {
+      rows.lse[row % rows.group * rows.lse_stride + row / rows.group] =
+          state.largest[r] + LogOne(sum);
+    }
+  }
+  return saturated;
+}
+
+// `Rows` consecutive rows over all blocks that they see. block(b) is the KvBlock of positions
+// [32 b, 32 b + 32). Returns how many stores were saturated.
 template <class T, size_t Rows, class Blocks>
 HWY_INLINE size_t AttendTile(const QueryRows<T>& rows, size_t first_row, const Blocks& block,
                              float* scratch) {
@@ -86,74 +176,28 @@ HWY_INLINE size_t AttendTile(const QueryRows<T>& rows, size_t first_row, const B
   for (size_t r = 0; r < Rows; ++r) {
     LoadRows(rows.q + rows.Offset(first_row + r), 0, 1, head_dim, q + r * padded);
   }
-  std::fill_n(acc, Rows * padded, 0.0f);
-
-  const float kMinusInfinity = -std::numeric_limits<float>::infinity();
-  alignas(64) float largest[kVirtualLanes];
-  alignas(64) float alpha[kVirtualLanes];
-  std::fill_n(largest, kVirtualLanes, kMinusInfinity);
-  F32x16 total[Rows];  // lane i: sum of the probabilities of keys i, i + 16, ...
-  for (size_t r = 0; r < Rows; ++r) total[r] = Zero16();
+  SoftmaxState state;
+  std::fill_n(state.largest, kVirtualLanes, -std::numeric_limits<float>::infinity());
 
   const size_t last = rows.Position(first_row + Rows - 1);
   for (size_t begin = 0; begin <= last; begin += kBlock) {
-    const auto kv = block(begin / kBlock);
-    F32x16 score[Rows][2];
-    for (size_t r = 0; r < Rows; ++r) score[r][0] = score[r][1] = Zero16();
-    Product(LeftFactor{q, padded, 1}, kv.keys, kBlock, head_dim, score);
-
-    // A masked key has score -inf and so probability 0: the same bits as if it were not there.
-    size_t limit[Rows];
-    alignas(64) float next[kVirtualLanes];
-    std::copy_n(largest, kVirtualLanes, next);
     for (size_t r = 0; r < Rows; ++r) {
       const size_t end = rows.Position(first_row + r) + 1;
-      limit[r] = end <= begin ? 0 : std::min(end - begin, kBlock);
-      for (size_t v = 0; v < 2; ++v) {
-        score[r][v] = score[r][v] * Set16(rows.scale);
-        if (limit[r] < kBlock) {
-          const size_t used = limit[r] > v * kVirtualLanes ? limit[r] - v * kVirtualLanes : 0;
-          score[r][v] = Select(FirstLanes(used), score[r][v], Set16(kMinusInfinity));
-        }
-      }
-      next[r] = std::max(largest[r], ReduceMax(Max(score[r][0], score[r][1])));
+      state.limit[r] = end <= begin ? 0 : std::min(end - begin, kBlock);
     }
-    Store16(Exp(Load16(largest) - Load16(next)), alpha);
-    for (size_t r = 0; r < Rows; ++r) {
-      const F32x16 p0 = Exp(score[r][0] - Set16(next[r]));
-      const F32x16 p1 = Exp(score[r][1] - Set16(next[r]));
-      total[r] = MulAdd(total[r], Set16(alpha[r]), p0 + p1);
-      Store16(RoundTo<T>(p0), p + r * kBlock);
-      Store16(RoundTo<T>(p1), p + r * kBlock + kVirtualLanes);
+    const auto kv = block(begin / kBlock);
+    const LeftFactor left{q, padded, 1};
+    if (state.limit[Rows - 1] > kVirtualLanes) {
+      Product<Start::kZero, Rows, 2>(left, kv.keys, kBlock, head_dim, p, kBlock);
+    } else {
+      Product<Start::kZero, Rows, 1>(left, kv.keys, kBlock, head_dim, p, kBlock);
     }
-    std::copy_n(next, kVirtualLanes, largest);
-
-    size_t d = 0;
-    for (; d + 2 * kVirtualLanes <= padded; d += 2 * kVirtualLanes) {
-      AddValues<std::decay_t<decltype(*kv.values)>, Rows, 2>(p, limit, alpha, kv.values + d, padded,
-                                                             acc + d);
-    }
-    if (d < padded) {
-      AddValues<std::decay_t<decltype(*kv.values)>, Rows, 1>(p, limit, alpha, kv.values + d, padded,
-                                                             acc + d);
-    }
+    Softmax<T, Rows>(rows.scale, begin == 0, p, state);
+    ForColumns(padded, [&]<size_t Vectors>(size_t d) HWY_ATTR {
+      AddValues<Rows, Vectors>(p, state, begin == 0, kv.values + d, padded, acc + d);
+    });
   }
-
-  size_t saturated = 0;
-  for (size_t r = 0; r < Rows; ++r) {
-    const float sum = ReduceSum(total[r]);
-    const F32x16 inverse = Set16(1.0f / sum);
-    T* to = rows.out + rows.Offset(first_row + r);
-    for (size_t d = 0; d < head_dim; d += kVirtualLanes) {
-      saturated += StoreSaturated16(Load16(acc + r * padded + d) * inverse, to + d,
-                                    std::min(head_dim - d, kVirtualLanes));
-    }
-    if (rows.lse != nullptr) {
-      const size_t row = first_row + r;
-      rows.lse[row % rows.group * rows.lse_stride + row / rows.group] = largest[r] + LogOne(sum);
-    }
-  }
-  return saturated;
+  return Finish(rows, first_row, Rows, state, acc);
 }
 
 // Rows of `queries` queries.

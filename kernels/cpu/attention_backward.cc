@@ -84,28 +84,25 @@ Arranged Partition(float* scratch, size_t tokens, size_t group, size_t head_dim,
 // P and dS of `Rows` rows of the tile against block `b`.
 template <size_t Rows>
 HWY_INLINE void Probabilities(const Arranged& a, size_t first_row, size_t b, float* p, float* ds) {
-  F32x16 score[Rows][2];
-  F32x16 dp[Rows][2];
-  for (size_t r = 0; r < Rows; ++r) {
-    score[r][0] = score[r][1] = dp[r][0] = dp[r][1] = Zero16();
-  }
   const size_t at = b * kBlock * a.head_dim;
-  Product(LeftFactor{a.q + first_row * a.padded, a.padded, 1}, a.keys_transposed + at, kBlock,
-          a.head_dim, score);
-  Product(LeftFactor{a.dout + first_row * a.padded, a.padded, 1}, a.values_transposed + at, kBlock,
-          a.head_dim, dp);
+  const size_t row_at = first_row * a.padded;
+  Product<Start::kZero, Rows, 2>(LeftFactor{a.q + row_at, a.padded, 1}, a.keys_transposed + at,
+                                 kBlock, a.head_dim, p, kBlock);
+  Product<Start::kZero, Rows, 2>(LeftFactor{a.dout + row_at, a.padded, 1}, a.values_transposed + at,
+                                 kBlock, a.head_dim, ds, kBlock);
   const F32x16 scale = Set16(a.scale);
   for (size_t r = 0; r < Rows; ++r) {
     const size_t row = first_row + r;
     const size_t end = row / a.group + 1;  // keys that the row sees
     for (size_t v = 0; v < 2; ++v) {
       const size_t begin = b * kBlock + v * kVirtualLanes;
+      float* const p_at = p + r * kBlock + v * kVirtualLanes;
+      float* const ds_at = ds + r * kBlock + v * kVirtualLanes;
       const Mask16 seen = FirstLanes(end <= begin ? 0 : std::min(end - begin, kVirtualLanes));
-      const F32x16 probability =
-          Select(seen, Exp(score[r][v] * scale - Set16(a.lse[row])), Zero16());
-      const F32x16 gradient = probability * (dp[r][v] - Set16(a.delta[row])) * scale;
-      Store16(probability, p + r * kBlock + v * kVirtualLanes);
-      Store16(Select(seen, gradient, Zero16()), ds + r * kBlock + v * kVirtualLanes);
+      const F32x16 probability = Exp(Load16(p_at) * scale - Set16(a.lse[row]));
+      const F32x16 gradient = probability * (Load16(ds_at) - Set16(a.delta[row])) * scale;
+      Store16(Select(seen, probability, Zero16()), p_at);
+      Store16(Select(seen, gradient, Zero16()), ds_at);
     }
   }
 }
