@@ -35,6 +35,7 @@ struct Gradients {
   OwnedTensor hidden;
   std::unique_ptr<ModelGradients> parameters;
   ConstTensor flat;
+  int64_t saturated = 0;  // FP16 forward stores beyond the largest value
 };
 
 // Forward and backward over `parts` as micro-batches; the gradient of row r of the whole is row r
@@ -59,6 +60,7 @@ Gradients Train(const ModelWeights& weights, const std::vector<Sequences>& parts
     row += rows;
   }
   out.flat = out.parameters->Finish(ctx).flat();
+  out.saturated = ctx.saturated();
   return out;
 }
 
@@ -301,6 +303,20 @@ TEST_P(TransformerTest, AnotherOrderOfSummationShowsInTheBits) {
     norm += x * x;
   }
   EXPECT_LT(std::sqrt(difference / norm), 0.1);
+}
+
+TEST(TransformerOverflowTest, SaturatedStoresAreCountedOnceAlsoWithRecomputation) {
+  const ModelConfig config = TinyConfig(Architecture::kQwen2);
+  ParameterBuffer master = RandomMaster(config, 8);
+  const Tensor gate_up = master.view(master.layout().layers()[1].gate_up);
+  for (int64_t i = 0; i < gate_up.elements(); ++i) gate_up.as<float>()[i] *= 3e5f;
+  const auto weights = WeightsFrom(config, master, DType::kFloat16);
+  const Sequences sequences = RandomSequences(config, {30}, 9);
+  const OwnedTensor dhidden = RandomTensor(DType::kFloat16, {30, config.hidden_size}, 0.1f, 10);
+  const Gradients kept = Train(*weights, {sequences}, dhidden, Recompute::kNone);
+  const Gradients recomputed = Train(*weights, {sequences}, dhidden, Recompute::kLayer);
+  EXPECT_GT(kept.saturated, 0);
+  EXPECT_EQ(kept.saturated, recomputed.saturated);
 }
 
 // sum(dhidden * hidden) along random directions of each parameter, central differences against
