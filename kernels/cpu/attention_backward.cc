@@ -86,14 +86,17 @@ template <size_t Rows>
 HWY_INLINE void Probabilities(const Arranged& a, size_t first_row, size_t b, float* p, float* ds) {
   const size_t at = b * kBlock * a.head_dim;
   const size_t row_at = first_row * a.padded;
-  Product<Start::kZero, Rows, 2>(LeftFactor{a.q + row_at, a.padded, 1}, a.keys_transposed + at,
-                                 kBlock, a.head_dim, p, kBlock);
-  Product<Start::kZero, Rows, 2>(LeftFactor{a.dout + row_at, a.padded, 1}, a.values_transposed + at,
-                                 kBlock, a.head_dim, ds, kBlock);
+  const float* const keys[1] = {a.keys_transposed + at};
+  const float* const values[1] = {a.values_transposed + at};
+  Product<Start::kZero, Rows, 2>(LeftFactor{a.q + row_at, a.padded, 1}, keys, kBlock, a.head_dim, p,
+                                 kBlock);
+  Product<Start::kZero, Rows, 2>(LeftFactor{a.dout + row_at, a.padded, 1}, values, kBlock,
+                                 a.head_dim, ds, kBlock);
   const F32x16 scale = Set16(a.scale);
+  size_t member = first_row % a.group;
+  size_t end = first_row / a.group + 1;  // keys that the row sees
   for (size_t r = 0; r < Rows; ++r) {
     const size_t row = first_row + r;
-    const size_t end = row / a.group + 1;  // keys that the row sees
     for (size_t v = 0; v < 2; ++v) {
       const size_t begin = b * kBlock + v * kVirtualLanes;
       float* const p_at = p + r * kBlock + v * kVirtualLanes;
@@ -103,6 +106,10 @@ HWY_INLINE void Probabilities(const Arranged& a, size_t first_row, size_t b, flo
       const F32x16 gradient = probability * (Load16(ds_at) - Set16(a.delta[row])) * scale;
       Store16(Select(seen, probability, Zero16()), p_at);
       Store16(Select(seen, gradient, Zero16()), ds_at);
+    }
+    if (++member == a.group) {
+      member = 0;
+      ++end;
     }
   }
 }
