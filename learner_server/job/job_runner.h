@@ -42,6 +42,9 @@ enum class RunOutcome {
 
 struct RunResult {
   RunOutcome outcome = RunOutcome::kSucceeded;
+  // Why, for a run that paused without being asked to: an UPPER_SNAKE_CASE reason and a sentence.
+  std::string reason;
+  std::string message;
 };
 
 // Runs one job on the calling thread until it ends. A failure is a Status whose reason
