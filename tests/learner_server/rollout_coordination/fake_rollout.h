@@ -56,6 +56,8 @@ class FakeOutbox final : public RolloutOutbox {
 
 class FakeRollout {
  public:
+  virtual ~FakeRollout() = default;
+
   struct Options {
     std::string id = "r";
     std::string incarnation = "1";
@@ -69,13 +71,15 @@ class FakeRollout {
   // Opens a stream and says Hello; whatever was held before is forgotten.
   void Attach() {
     outbox = std::make_shared<FakeOutbox>();
+    session = coordinator_->Attach(outbox);
+    SayHello();
+  }
+  void SayHello() {
     seen_ = 0;
     sequence_ = 0;
     finished_ = 0;
-    credited_ = 0;
     groups.clear();
     sent_.clear();
-    session = coordinator_->Attach(outbox);
     v1::RolloutMessage message;
     v1::Hello* hello = message.mutable_hello();
     hello->set_rollout_id(options_.id);
@@ -89,7 +93,9 @@ class FakeRollout {
   }
   void Close() { coordinator_->OnClosed(session); }
 
-  void Put(v1::RolloutMessage message) { coordinator_->OnMessage(session, std::move(message)); }
+  virtual void Put(v1::RolloutMessage message) {
+    coordinator_->OnMessage(session, std::move(message));
+  }
 
   // The next message not yet looked at, if any.
   const v1::LearnerMessage* Next() {
@@ -182,10 +188,9 @@ class FakeRollout {
     while (!groups.empty()) Finish(groups.begin()->first);
   }
   void SendCredit() {
-    credited_ = finished_ + options_.groups;
     v1::RolloutMessage message;
     message.mutable_credit()->set_job_epoch(epoch);
-    message.mutable_credit()->set_total_groups(credited_);
+    message.mutable_credit()->set_total_groups(finished_ + options_.groups);
     Put(std::move(message));
   }
   void SendHeartbeat() {
@@ -218,7 +223,6 @@ class FakeRollout {
   size_t seen_ = 0;
   uint64_t sequence_ = 0;
   uint64_t finished_ = 0;
-  uint64_t credited_ = 0;
 };
 
 // Remembers what it was given.
