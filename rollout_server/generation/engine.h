@@ -31,6 +31,31 @@ struct StepReport {
   std::vector<Finished> finished;
 };
 
+// A snapshot taken between steps.
+struct EngineStats {
+  int64_t sequences_running = 0;
+  int64_t sequences_waiting = 0;
+  int64_t groups_outstanding = 0;
+  int64_t kv_blocks_total = 0;
+  int64_t kv_blocks_free = 0;
+  int64_t steps = 0;
+  int64_t tokens_generated = 0;
+  int64_t tokens_computed = 0;       // through the model: prompts, generated tokens, recomputation
+  int64_t prompt_tokens = 0;         // of those, of prompts
+  int64_t prompt_tokens_shared = 0;  // not computed because another sample of the group had been
+  int64_t samples_finished = 0;
+  int64_t preemptions = 0;
+  int64_t weight_swaps = 0;
+  int64_t saturated_stores = 0;
+  absl::Duration forward_time;
+  absl::Duration head_time;     // LM head and sampling
+  absl::Duration prepare_time;  // scheduling, batches, copies, delivering results
+  absl::Time last_progress = absl::InfinitePast();
+  bool has_weights = false;
+  uint64_t version = 0;  // being served
+  absl::Time last_swap = absl::InfinitePast();
+};
+
 struct EngineOptions {
   ModelConfig config;  // its eos_token_ids end responses
   DType dtype = DType::kFloat16;
@@ -45,31 +70,8 @@ struct EngineOptions {
   // Bytes of a token's text, for stop strings; without it requests with stop strings are refused.
   // Called on the engine's thread; what it returns must stay valid until its next call.
   std::function<std::string_view(int32_t)> token_bytes;
-  // Called on the engine's thread after each step; may be empty.
-  std::function<void(const StepReport&)> on_step;
-};
-
-// A snapshot taken between steps.
-struct EngineStats {
-  int64_t sequences_running = 0;
-  int64_t sequences_waiting = 0;
-  int64_t groups_outstanding = 0;
-  int64_t kv_blocks_total = 0;
-  int64_t kv_blocks_free = 0;
-  int64_t steps = 0;
-  int64_t tokens_generated = 0;
-  int64_t tokens_computed = 0;       // through the model: prompts, generated tokens, recomputation
-  int64_t prompt_tokens_shared = 0;  // not computed because another sample of the group had been
-  int64_t samples_finished = 0;
-  int64_t preemptions = 0;
-  int64_t weight_swaps = 0;
-  int64_t saturated_stores = 0;
-  absl::Duration forward_time;
-  absl::Duration head_time;     // LM head and sampling
-  absl::Duration prepare_time;  // scheduling, batches, copies, delivering results
-  absl::Time last_progress = absl::InfinitePast();
-  bool has_weights = false;
-  uint64_t version = 0;  // being served
+  // Called on the engine's thread after each step and each change of weights; may be empty.
+  std::function<void(const StepReport&, const EngineStats&)> on_step;
 };
 
 using GroupHandle = uint64_t;

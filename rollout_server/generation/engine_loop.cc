@@ -123,7 +123,7 @@ void Engine::Loop::Run() {
     Accept(std::exchange(inbox, {}));
     TrySwap();
     idle = !Step();
-    PublishStats();
+    if (idle) PublishStats();
   }
   FailEverything();
 }
@@ -194,7 +194,9 @@ void Engine::Loop::TrySwap() {
   weights_ = std::move(swap.weights);
   version_ = swap.version;
   ++local_.weight_swaps;
+  local_.last_swap = absl::Now();
   PublishStats();
+  if (options_.on_step) options_.on_step({}, local_);
   swap.done(absl::OkStatus());
   // Groups held back for weights that these replaced are told apart by AcceptGroup.
   std::vector<Group> held;
@@ -212,7 +214,10 @@ bool Engine::Loop::Step() {
     sequences_.at(draw.sequence).sequence.MarkStarted(start);
   }
   for (const PlannedChunk& chunk : plan_.chunks) {
-    sequences_.at(chunk.sequence).sequence.MarkStarted(start);
+    Sequence& sequence = sequences_.at(chunk.sequence).sequence;
+    sequence.MarkStarted(start);
+    const auto prompt = static_cast<int64_t>(sequence.request().prompt.size());
+    local_.prompt_tokens += std::clamp<int64_t>(prompt - chunk.begin, 0, chunk.count);
   }
   const StepTimes before = runner_.times();
   runner_.Run(plan_, *weights_,
@@ -220,7 +225,6 @@ bool Engine::Loop::Step() {
   const std::vector<SequenceId> finished = DeliverDraws();
   scheduler_.Commit(plan_, finished);
   FailBrokenGroups();
-  if (options_.on_step) options_.on_step(report_);
 
   const StepTimes& after = runner_.times();
   const absl::Duration model = (after.forward - before.forward) + (after.head - before.head);
@@ -230,6 +234,8 @@ bool Engine::Loop::Step() {
   local_.prepare_time += local_.last_progress - start - model;
   ++local_.steps;
   local_.tokens_computed += plan_.tokens;
+  PublishStats();
+  if (options_.on_step) options_.on_step(report_, local_);
   return true;
 }
 

@@ -546,7 +546,7 @@ TEST(EngineTest, ReportsLatenciesOfEveryStep) {
   EngineOptions options = TinyOptions();
   options.config.eos_token_ids = {};
   size_t first = 0, next = 0, finished = 0;
-  options.on_step = [&](const StepReport& report) {
+  options.on_step = [&](const StepReport& report, const EngineStats&) {
     first += report.first_token.size();
     next += report.next_token.size();
     finished += report.finished.size();

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fills the rollout server's metrics from what the engine reports.
+#pragma once
+
+#include "absl/time/time.h"
+#include "common/metrics/rollout_metrics.h"
+#include "rollout_server/generation/engine.h"
+
+namespace halfstep {
+
+// Called by one engine at a time.
+class MetricsExporter {
+ public:
+  // `registry` must outlive it.
+  explicit MetricsExporter(Registry* registry) : metrics_(*registry) {}
+
+  // After each step. An engine that starts anew starts its counts anew.
+  void OnStep(const StepReport& report, const EngineStats& stats);
+  void OnWeightsPrepared(absl::Duration took);
+
+ private:
+  RolloutMetrics metrics_;
+  EngineStats last_;
+};
+
+}  // namespace halfstep
