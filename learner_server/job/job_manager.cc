@@ -233,10 +233,8 @@ absl::StatusOr<Job> JobManager::Create(const v1::CreateTrainingJobRequest& reque
   if (earlier && !request.validate_only()) return Get(earlier->name());
 
   const std::string id = NewJobId();
-  v1::TrainingJobSpec spec = request.spec();
-  if (spec.output_dir().empty()) spec.set_output_dir("runs/" + id);
   Job job;
-  HALFSTEP_ASSIGN_OR_RETURN(*job.mutable_spec(), options_.resolve(spec));
+  HALFSTEP_ASSIGN_OR_RETURN(*job.mutable_spec(), options_.resolve(id, request.spec()));
   HALFSTEP_RETURN_IF_ERROR(options_.runner->Check(job.spec()));
   if (request.validate_only()) return job;
 

@@ -39,8 +39,10 @@ class JobListener {
 struct JobManagerOptions {
   JobStore* store = nullptr;
   JobRunner* runner = nullptr;
-  // Fills in defaults and finds every mistake of a specification (field violations).
-  std::function<absl::StatusOr<v1::TrainingJobSpec>(const v1::TrainingJobSpec&)> resolve;
+  // Fills in the defaults of a new job's specification and finds every mistake (field violations).
+  std::function<absl::StatusOr<v1::TrainingJobSpec>(const std::string& job_id,
+                                                    const v1::TrainingJobSpec&)>
+      resolve;
   const Clock* clock = &Clock::Real();
   LearnerMetrics* metrics = nullptr;  // may be null
   size_t max_unfinished_jobs = 1000;

@@ -36,9 +36,11 @@ class JobManagerTest : public ::testing::Test {
     options.metrics = metrics_.get();
     options.max_unfinished_jobs = 3;
     options.max_listeners = 4;
-    options.resolve = [](const v1::TrainingJobSpec& spec) -> absl::StatusOr<v1::TrainingJobSpec> {
+    options.resolve = [](const std::string& job_id,
+                         const v1::TrainingJobSpec& spec) -> absl::StatusOr<v1::TrainingJobSpec> {
       v1::TrainingJobSpec resolved = spec;
       if (!resolved.has_seed()) resolved.set_seed(1);
+      if (resolved.output_dir().empty()) resolved.set_output_dir("runs/" + job_id);
       return resolved;
     };
     manager_ = std::make_unique<JobManager>(std::move(options));

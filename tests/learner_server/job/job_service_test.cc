@@ -27,7 +27,8 @@ class JobServiceTest : public ::testing::Test {
     JobManagerOptions options;
     options.store = store_.get();
     options.runner = &runner_;
-    options.resolve = [](const v1::TrainingJobSpec& spec) -> absl::StatusOr<v1::TrainingJobSpec> {
+    options.resolve = [](const std::string&,
+                         const v1::TrainingJobSpec& spec) -> absl::StatusOr<v1::TrainingJobSpec> {
       return spec;
     };
     manager_ = std::make_unique<JobManager>(std::move(options));
