@@ -16,6 +16,9 @@
 
 #include "kernels/cpu/simd-inl.h"
 
+// After the parameters of a lambda whose body must become part of the function around it.
+#define HALFSTEP_INLINE_LAMBDA __attribute__((always_inline))
+
 HWY_BEFORE_NAMESPACE();
 namespace halfstep::cpu::HWY_NAMESPACE {
 
@@ -42,50 +45,89 @@ struct TileArgs {
   float* c;
   int64_t c_row;
   bool continued;  // c holds the chain so far
+  // What is read after this tile: one line every `next_step` bytes is brought to the L2 cache per step.
+  const void* next;
+  int64_t next_step;
 };
+
+// How far ahead of the tile the right factor is brought to the L1 cache.
+inline constexpr int64_t kNearBytes = 512;
 
 // Steps of a left factor packed for tiles: a_row is 1, and a_step this.
 inline constexpr int64_t kPackedRows = 16;
 
-template <int kRows, int kVecs, int kPanels, bool kPackedA, class B>
-HWY_NOINLINE void Tile(const TileArgs<B>& t) {
-  constexpr int kColumns = kVecs * kPanels;
-  hn::Vec<F32> acc[kRows][kColumns];
-  const float* a = t.a;
-  const B* b = t.b;
-  const int64_t a_row = kPackedA ? 1 : t.a_row;
-  const int64_t b_step = t.b_step;
-  const int64_t b_panel = t.b_panel;
-  if (t.continued) {
-    for (int r = 0; r < kRows; ++r) {
-      for (int j = 0; j < kColumns; ++j) {
-        acc[r][j] = hn::LoadU(kF32, t.c + r * t.c_row + j * kTileLanes);
-      }
-    }
-  } else {
-    for (int r = 0; r < kRows; ++r) {
-      for (int j = 0; j < kColumns; ++j) acc[r][j] = hn::Zero(kF32);
-    }
+// Calls f with the compile-time constants 0 .. count - 1: an array indexed only by them is a set of
+// registers at every optimisation level.
+template <int count, class F>
+HWY_INLINE void Unroll(const F& f) {
+  [&]<int... i>(std::integer_sequence<int, i...>) HALFSTEP_INLINE_LAMBDA {
+    (f(std::integral_constant<int, i>()), ...);
   }
+  (std::make_integer_sequence<int, count>());
+}
+
+// Byte offsets of the rows of an unpacked left factor, from two base pointers seven rows apart and
+// three strides: as many pointers as rows would not fit the integer registers.
+template <int row>
+HWY_INLINE int64_t RowOffset(int64_t one, int64_t three, int64_t five) {
+  if constexpr (row == 0) return 0;
+  if constexpr (row == 1 || row == 2 || row == 4) return row * one;
+  if constexpr (row == 3 || row == 6) return row / 3 * three;
+  return five;
+}
+
+template <int kRows, int kVecs, int kPanels, bool kPackedA, class B>
+HWY_NOINLINE void Tile(const TileArgs<B>& args) {
+  constexpr int kColumns = kVecs * kPanels;
+  const TileArgs<B> t = args;
+  hn::Vec<F32> acc[kRows][kColumns];
+  if (t.continued) {
+    Unroll<kRows>([&](auto r) HALFSTEP_INLINE_LAMBDA {
+      Unroll<kColumns>([&](auto j) HALFSTEP_INLINE_LAMBDA {
+        acc[r][j] = hn::LoadU(kF32, t.c + r * t.c_row + j * kTileLanes);
+      });
+    });
+  } else {
+    Unroll<kRows>([&](auto r) HALFSTEP_INLINE_LAMBDA {
+      Unroll<kColumns>([&](auto j) HALFSTEP_INLINE_LAMBDA { acc[r][j] = hn::Zero(kF32); });
+    });
+  }
+  const int64_t one = t.a_row * static_cast<int64_t>(sizeof(float));
+  const int64_t three = 3 * one, five = 5 * one;
+  const char* low = reinterpret_cast<const char*>(t.a);
+  const char* high = low + 7 * one;
+  const B* b = t.b;
+  const char* next = static_cast<const char*>(t.next);
   for (int64_t k = t.steps; k > 0; --k) {
     hn::Vec<F32> right[kColumns];
-    for (int p = 0; p < kPanels; ++p) {
-      for (int v = 0; v < kVecs; ++v) {
-        right[p * kVecs + v] = LoadPart(b + p * b_panel + v * kTileLanes);
+    __builtin_prefetch(next, 0, 2);
+    next += t.next_step;
+    Unroll<kPanels>([&](auto p) HALFSTEP_INLINE_LAMBDA {
+      __builtin_prefetch(b + p * t.b_panel + kNearBytes / sizeof(B), 0, 3);
+      Unroll<kVecs>([&](auto v) HALFSTEP_INLINE_LAMBDA {
+        right[p * kVecs + v] = LoadPart(b + p * t.b_panel + v * kTileLanes);
+      });
+    });
+    Unroll<kRows>([&](auto r) HALFSTEP_INLINE_LAMBDA {
+      const char* address = low + 4 * r;
+      if constexpr (!kPackedA) {
+        address = (r < 7 ? low : high) + RowOffset<r % 7>(one, three, five);
       }
-    }
-    for (int r = 0; r < kRows; ++r) {
-      const auto left = hn::Set(kF32, a[r * a_row]);
-      for (int j = 0; j < kColumns; ++j) acc[r][j] = hn::MulAdd(left, right[j], acc[r][j]);
-    }
-    a += kPackedA ? kPackedRows : 1;
-    b += b_step;
+      const auto left = hn::Set(kF32, *reinterpret_cast<const float*>(address));
+      Unroll<kColumns>([&](auto j) HALFSTEP_INLINE_LAMBDA {
+        acc[r][j] = hn::MulAdd(left, right[j], acc[r][j]);
+      });
+    });
+    constexpr int64_t kStepBytes = (kPackedA ? kPackedRows : 1) * sizeof(float);
+    low += kStepBytes;
+    high += kStepBytes;
+    b += t.b_step;
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int j = 0; j < kColumns; ++j) {
+  Unroll<kRows>([&](auto r) HALFSTEP_INLINE_LAMBDA {
+    Unroll<kColumns>([&](auto j) HALFSTEP_INLINE_LAMBDA {
       hn::StoreU(acc[r][j], kF32, t.c + r * t.c_row + j * kTileLanes);
-    }
-  }
+    });
+  });
 }
 
 template <class B>
@@ -103,5 +145,7 @@ inline constexpr auto kTiles =
 
 }  // namespace halfstep::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
+
+#undef HALFSTEP_INLINE_LAMBDA
 
 #endif  // per-target include guard

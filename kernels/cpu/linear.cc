@@ -18,11 +18,14 @@
 HWY_BEFORE_NAMESPACE();
 namespace halfstep::cpu::HWY_NAMESPACE {
 
-// Steps of the inner index for which a converted panel (128 bytes a step) stays in the L2 cache.
-inline constexpr int64_t kMaxSteps = 1024;
-// FP32 elements of the left factor that a block of rows may have, for the same reason.
+// Steps of the inner index for which a converted panel (128 bytes a step) stays in the L1 cache
+// beside the rows of a tile.
+inline constexpr int64_t kMaxSteps = 192;
+// FP32 elements of the left factor that a block of rows may have, to stay in the L2 cache.
 inline constexpr int64_t kMaxLeftElements = 256 * 1024;
 inline constexpr int64_t kMaxBlockRows = 252;
+// How far ahead of a panel that is read in place the memory is asked for.
+inline constexpr int64_t kFarBytes = 2048;
 // Work below which a second thread costs more than it brings, in multiply-adds and weight bytes.
 inline constexpr int64_t kParallelMultiplyAdds = 400 * 1000;
 inline constexpr int64_t kParallelBytes = 192 * 1024;
@@ -42,6 +45,8 @@ struct PackedRight {
   int64_t columns;
 
   const T* Panel(int64_t panel) const { return data + panel * kPanelColumns * inner; }
+  const T* At(int64_t panel, int64_t step) const { return Panel(panel) + step * kPanelColumns; }
+  int64_t StepBytes() const { return kPanelColumns * static_cast<int64_t>(sizeof(T)); }
   void Convert(int64_t panel, int64_t begin, int64_t steps, float* to) const {
     const int64_t elements = steps * PanelWidth(columns, panel);
     const T* from = Panel(panel) + begin * PanelWidth(columns, panel);
@@ -58,11 +63,14 @@ struct PlainRight {
   int64_t inner;
   int64_t columns;
 
-  const T* Panel(int64_t panel) const { return data + panel * kPanelColumns; }
+  const T* At(int64_t panel, int64_t step) const {
+    return data + panel * kPanelColumns + step * columns;
+  }
+  int64_t StepBytes() const { return columns * static_cast<int64_t>(sizeof(T)); }
   void Convert(int64_t panel, int64_t begin, int64_t steps, float* to) const {
     const int64_t width = PanelWidth(columns, panel);
     const int64_t used = std::min(width, columns - panel * kPanelColumns);
-    const T* from = Panel(panel) + begin * columns;
+    const T* from = At(panel, begin);
     for (int64_t k = 0; k < steps; ++k, from += columns, to += width) {
       for (int64_t j = 0; j < width; j += 16) {
         Store16(Load16(from + j, static_cast<size_t>(std::max<int64_t>(0, used - j))), to + j);
@@ -199,7 +207,10 @@ class Product {
     for (; panel < last; ++panel) {
       if constexpr (Right::kPacked) {
         if (rows <= kTileRows || sizeof(T) == 4) {
-          RunPanel<T>(begin, rows, panel, {right_.Panel(panel), 0, inner_}, scratch, &saturated);
+          const T* const data = right_.Panel(panel);
+          RunPanel<T>(begin, rows, panel,
+                      {data, 0, inner_, data + kFarBytes / sizeof(T), right_.StepBytes()}, scratch,
+                      &saturated);
           continue;
         }
       }
@@ -208,18 +219,22 @@ class Product {
         const int64_t from = blocks == 0 ? 0 : inner_ * block / blocks;
         const int64_t to = blocks == 0 ? 0 : inner_ * (block + 1) / blocks;
         right_.Convert(panel, from, to - from, scratch.panel);
-        RunPanel<float>(begin, rows, panel, {scratch.panel, from, to}, scratch, &saturated);
+        const T* const next = to < inner_ ? right_.At(panel, to) : right_.At(panel + 1, 0);
+        RunPanel<float>(begin, rows, panel, {scratch.panel, from, to, next, right_.StepBytes()},
+                        scratch, &saturated);
       }
     }
     return saturated;
   }
 
-  // Steps [begin, end) of a panel's inner index.
+  // Steps [begin, end) of a panel's inner index, and what will be read after them.
   template <class B>
   struct Steps {
     const B* data;
     int64_t begin;
     int64_t end;
+    const T* next;
+    int64_t next_step;  // bytes
   };
 
   // All rows of a block by one panel.
@@ -242,6 +257,9 @@ class Product {
         args.c = chains + column;
         args.c_row = kPanelColumns;
         args.continued = steps.begin != 0;
+        const bool first = tile == 0 && column == 0;
+        args.next = first ? static_cast<const void*>(steps.next) : args.a;
+        args.next_step = first ? steps.next_step : 0;
         if (width - column >= kTileColumns) {
           kTiles<2, 1, false, B>[end - begin - 1](args);
         } else {
@@ -275,6 +293,8 @@ class Product {
       args.steps = inner_;
       args.c = scratch.strip;
       args.c_row = kColumns;
+      args.next = args.b + kPanels * args.b_panel;
+      args.next_step = kPanels * right_.StepBytes();
       kTiles<kVecs, kPanels, false, T, kMaxRows>[rows - 1](args);
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t p = 0; p < kPanels; ++p) {

@@ -17,7 +17,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace halfstep::cpu::HWY_NAMESPACE {
 
-inline constexpr int64_t kChunkTokens = 256;
+inline constexpr int64_t kChunkTokens = 192;
 inline constexpr int64_t kParallelMultiplyAdds = 400 * 1000;
 
 // One rectangle of dweight: output features [out_begin, out_end), input features [in_begin,
@@ -93,6 +93,12 @@ class WeightGradient {
           args.c = dweight_ + begin * in_ + in;
           args.c_row = in_;
           args.continued = true;
+          args.next = args.c;
+          if (tile + 1 < tiles) {
+            PrefetchChains(end, part.out_begin + rows * (tile + 2) / tiles, in);
+          } else {
+            PrefetchChains(part.out_begin, part.out_begin + rows / tiles, in + kPanelColumns);
+          }
           RunTile(args, end - begin, columns, edge);
         }
       }
@@ -116,6 +122,16 @@ class WeightGradient {
     for (int64_t k = 0; k < steps; ++k, from += in_, to += kPanelColumns) {
       Store16(Load16(from, low), to);
       Store16(high == 0 ? Zero16() : Load16(from + 16, high), to + 16);
+    }
+  }
+
+  // Brings chains that come next into the cache while a tile computes.
+  void PrefetchChains(int64_t begin, int64_t end, int64_t in) const {
+    if (in >= in_) return;
+    for (int64_t o = begin; o < end; ++o) {
+      const float* const row = dweight_ + o * in_ + in;
+      __builtin_prefetch(row, 1, 3);
+      __builtin_prefetch(row + 16, 1, 3);
     }
   }
 
