@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "hwy/cache_control.h"
 #include "kernels/cpu/simd-inl.h"
 #include "kernels/ops/attention.h"
 
@@ -127,12 +128,23 @@ HWY_INLINE void AddProduct(LeftFactor a, const float* b, size_t b_stride, size_t
   });
 }
 
+// Rows of one head lie far apart, where the hardware does not foresee the next one: ask for the row
+// this many further on. The address may lie past the tensor, which a prefetch does not mind.
+inline constexpr size_t kPrefetchRows = 16;
+
+template <class T>
+HWY_INLINE void PrefetchRow(const T* row, size_t width) {
+  constexpr size_t kLine = 64 / sizeof(T);
+  for (size_t d = 0; d < width; d += kLine) hwy::Prefetch(row + d);
+}
+
 // Converts `rows` rows of head_dim elements, `stride` apart, to rows of `padded` floats; the
 // padding becomes 0.
 template <class T>
 HWY_INLINE void LoadRows(const T* from, size_t stride, size_t rows, size_t head_dim, float* to) {
   const size_t padded = PadHeadDim(head_dim);
   for (size_t r = 0; r < rows; ++r) {
+    PrefetchRow(from + (r + kPrefetchRows) * stride, head_dim);
     for (size_t d = 0; d < head_dim; d += kVirtualLanes) {
       Store16(Load16(from + r * stride + d, head_dim - d), to + r * padded + d);
     }
@@ -174,6 +186,9 @@ HWY_INLINE void TransposeBlocks(const T* from, size_t stride, size_t tokens, siz
                                 float* to) {
   const size_t places = (tokens + kBlock - 1) / kBlock * kBlock;
   for (size_t t = 0; t < places; t += 4) {
+    for (size_t i = 0; i < 4; ++i) {
+      PrefetchRow(from + (t + i + kPrefetchRows) * stride, head_dim);
+    }
     float* const columns = to + t / kBlock * head_dim * kBlock + t % kBlock;
     for (size_t d = 0; d < head_dim; d += kVirtualLanes) {
       F32x16 row[4];

@@ -81,23 +81,23 @@ Arranged Partition(float* scratch, size_t tokens, size_t group, size_t head_dim,
   return a;
 }
 
-// P and dS of `Rows` rows of the tile against block `b`.
-template <size_t Rows>
+// P and dS of `Rows` rows of the tile against the first 16 * Vectors keys of block `b`.
+template <size_t Rows, size_t Vectors>
 HWY_INLINE void Probabilities(const Arranged& a, size_t first_row, size_t b, float* p, float* ds) {
   const size_t at = b * kBlock * a.head_dim;
   const size_t row_at = first_row * a.padded;
   const float* const keys[1] = {a.keys_transposed + at};
   const float* const values[1] = {a.values_transposed + at};
-  Product<Start::kZero, Rows, 2>(LeftFactor{a.q + row_at, a.padded, 1}, keys, kBlock, a.head_dim, p,
-                                 kBlock);
-  Product<Start::kZero, Rows, 2>(LeftFactor{a.dout + row_at, a.padded, 1}, values, kBlock,
-                                 a.head_dim, ds, kBlock);
+  Product<Start::kZero, Rows, Vectors>(LeftFactor{a.q + row_at, a.padded, 1}, keys, kBlock,
+                                       a.head_dim, p, kBlock);
+  Product<Start::kZero, Rows, Vectors>(LeftFactor{a.dout + row_at, a.padded, 1}, values, kBlock,
+                                       a.head_dim, ds, kBlock);
   const F32x16 scale = Set16(a.scale);
   size_t member = first_row % a.group;
   size_t end = first_row / a.group + 1;  // keys that the row sees
   for (size_t r = 0; r < Rows; ++r) {
     const size_t row = first_row + r;
-    for (size_t v = 0; v < 2; ++v) {
+    for (size_t v = 0; v < Vectors; ++v) {
       const size_t begin = b * kBlock + v * kVirtualLanes;
       float* const p_at = p + r * kBlock + v * kVirtualLanes;
       float* const ds_at = ds + r * kBlock + v * kVirtualLanes;
@@ -121,9 +121,15 @@ void AddBlock(const Arranged& a, size_t first_row, size_t rows, size_t b) {
   const size_t padded = a.padded;
   for (size_t r = 0; r < rows; r += kTileRows) {
     WithRows(std::min(rows - r, kTileRows), [&]<size_t Rows>() HWY_ATTR {
-      Probabilities<Rows>(a, first_row + r, b, a.p + r * kBlock, a.ds + r * kBlock);
-      AddProduct<Rows>(LeftFactor{a.ds + r * kBlock, kBlock, 1}, a.keys + b * kBlock * padded,
-                       padded, keys, padded, a.dq + r * padded, padded);
+      float* const p = a.p + r * kBlock;
+      float* const ds = a.ds + r * kBlock;
+      if (keys > kVirtualLanes) {
+        Probabilities<Rows, 2>(a, first_row + r, b, p, ds);
+      } else {
+        Probabilities<Rows, 1>(a, first_row + r, b, p, ds);
+      }
+      AddProduct<Rows>(LeftFactor{ds, kBlock, 1}, a.keys + b * kBlock * padded, padded, keys,
+                       padded, a.dq + r * padded, padded);
     });
   }
   for (size_t j = 0; j < keys; j += kTileRows) {
@@ -177,6 +183,10 @@ void BackwardSequence(ConstTensor dout, const PackedAttention& in, ConstTensor o
   for (size_t t = 0; t < a.tokens; ++t) {
     const size_t offset = ((first + t) * heads + head) * head_dim;
     const size_t row = t * a.group;
+    const size_t ahead = offset + kPrefetchRows * heads * head_dim;
+    for (const ConstTensor& x : {in.q, dout, out}) {
+      PrefetchRow(x.as<T>() + ahead, a.group * head_dim);
+    }
     LoadRows(in.q.as<T>() + offset, head_dim, a.group, head_dim, a.q + row * padded);
     LoadRows(dout.as<T>() + offset, head_dim, a.group, head_dim, a.dout + row * padded);
     for (size_t g = 0; g < a.group; ++g) {

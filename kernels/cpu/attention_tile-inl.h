@@ -60,6 +60,7 @@ struct RowCounter {
     const size_t at = member * head_dim;
     const Row<T> row{q + at, out + at, lse == nullptr ? nullptr : lse + member * lse_stride,
                      position};
+    PrefetchRow(row.q + kPrefetchRows * token_stride, head_dim);
     if (++member == group) {
       member = 0;
       q += token_stride;
@@ -246,7 +247,7 @@ HWY_INLINE size_t Attend(size_t count, NextRow& next_row, const Attributes& attr
   size_t saturated = 0;
   for (size_t first = 0; first < count; first += kTileRows) {
     const size_t used = std::min(count - first, kTileRows);
-    Row<T> tile[kTileRows];
+    Row<T> tile[kTileRows] = {};
     for (size_t r = 0; r < used; ++r) tile[r] = next_row();
     WithRows<kTileRows / Heads>(used / Heads, [&]<size_t RowsPerHead>() HWY_ATTR {
       saturated += AttendTile<T, RowsPerHead * Heads, Heads>(tile, attributes, block, scratch);
