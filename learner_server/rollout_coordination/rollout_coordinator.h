@@ -163,7 +163,6 @@ class RolloutCoordinator final : public RolloutPool {
   bool IsOurs(const WeightIdentity& identity) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void LoadFailed(RolloutSession& session, RolloutEvent event, const std::string& reason,
                   const std::string& message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void CountArrival(const GroupKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // These return whether a scheduling pass is due.
   bool OnSamples(RolloutSession& session, uint64_t job_epoch, uint64_t sequence_number,
                  std::vector<Arrival> arrivals) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

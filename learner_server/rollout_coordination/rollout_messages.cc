@@ -33,7 +33,6 @@ void RolloutCoordinator::OnMessage(SessionId id, v1::RolloutMessage message) {
     RolloutSession* session = FindSession(id);
     if (session == nullptr) {
       for (const Arrival& arrival : arrivals) {
-        CountArrival(arrival.key);
         Drop("", arrival.key, DropReason::kStaleIncarnation, "");
       }
       return;
@@ -264,10 +263,6 @@ void RolloutCoordinator::LoadFailed(RolloutSession& session, RolloutEvent event,
 
 // ---- Samples
 
-void RolloutCoordinator::CountArrival(const GroupKey& key) {
-  if (key.purpose == Purpose::kTrain) metrics_.samples.Increment();
-}
-
 bool RolloutCoordinator::OnSamples(RolloutSession& session, uint64_t job_epoch,
                                    uint64_t sequence_number, std::vector<Arrival> arrivals) {
   const bool repeated = sequence_number <= session.last_sequence;
@@ -275,7 +270,6 @@ bool RolloutCoordinator::OnSamples(RolloutSession& session, uint64_t job_epoch,
       job_ == nullptr || job_epoch != job_->spec->epoch || job_epoch != session.job_epoch;
   bool due = false;
   for (Arrival& arrival : arrivals) {
-    CountArrival(arrival.key);
     if (repeated || stale) {
       Drop(session.rollout_id, arrival.key,
            repeated ? DropReason::kRepeated : DropReason::kStaleJob,
@@ -352,7 +346,11 @@ bool RolloutCoordinator::SettleGroup(const GroupKey& key, RolloutSession& sessio
 
 void RolloutCoordinator::Drop(const std::string& rollout_id, const GroupKey& key, DropReason reason,
                               const std::string& detail) {
-  if (key.purpose == Purpose::kTrain) metrics_.samples_dropped[Name(reason)].Increment();
+  if (key.purpose == Purpose::kTrain) {
+    // Those that are admitted are counted by whoever takes them.
+    metrics_.samples.Increment();
+    metrics_.samples_dropped[Name(reason)].Increment();
+  }
   absl::Time& logged = drop_logged_[static_cast<size_t>(reason)];
   const absl::Time now = clock_.Now();
   if (now - logged < kDropLogInterval) return;
