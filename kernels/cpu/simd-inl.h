@@ -44,13 +44,13 @@ namespace hn = hwy::HWY_NAMESPACE;
 using F32 = hn::ScalableTag<float>;
 using I32 = hn::RebindToSigned<F32>;
 using U32 = hn::RebindToUnsigned<F32>;
-using U16 = hn::Rebind<uint16_t, F32>;
-using F16 = hn::Rebind<hwy::float16_t, F32>;
 inline constexpr F32 kF32{};
 inline constexpr I32 kI32{};
 inline constexpr U32 kU32{};
 
 inline constexpr size_t kVirtualLanes = 16;
+inline constexpr size_t kHalfLanes = kVirtualLanes / 2;
+inline constexpr hn::FixedTag<float, kHalfLanes> kF32Half{};
 inline constexpr size_t kPartLanes = hn::MaxLanes(F32());
 inline constexpr size_t kParts = kVirtualLanes / kPartLanes;
 static_assert(kParts == 1 || kParts == 2);
@@ -63,31 +63,66 @@ struct Mask16 {
   hn::Mask<F32> part[kParts];
 };
 
-// ---- one register of a part
+// ---- one register: a part, or eight lanes
 
-HWY_INLINE hn::Vec<F32> LoadPart(const float* p) { return hn::LoadU(kF32, p); }
-HWY_INLINE hn::Vec<F32> LoadPart(const Float16* p) {
-  return hn::PromoteTo(kF32, hn::LoadU(F16(), reinterpret_cast<const hwy::float16_t*>(p)));
+template <class D>
+HWY_INLINE hn::Vec<D> LoadAs(D d, const float* p) {
+  return hn::LoadU(d, p);
 }
-HWY_INLINE hn::Vec<F32> LoadPart(const BFloat16* p) {
-  const auto bits = hn::PromoteTo(kU32, hn::LoadU(U16(), reinterpret_cast<const uint16_t*>(p)));
-  return hn::BitCast(kF32, hn::ShiftLeft<16>(bits));
+template <class D>
+HWY_INLINE hn::Vec<D> LoadAs(D d, const Float16* p) {
+  const hn::Rebind<hwy::float16_t, D> d16;
+  return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(p)));
+}
+template <class D>
+HWY_INLINE hn::Vec<D> LoadAs(D d, const BFloat16* p) {
+  const hn::Rebind<uint16_t, D> d16;
+  const hn::RebindToUnsigned<D> d32;
+  const auto bits = hn::PromoteTo(d32, hn::LoadU(d16, reinterpret_cast<const uint16_t*>(p)));
+  return hn::BitCast(d, hn::ShiftLeft<16>(bits));
+}
+template <class T>
+HWY_INLINE hn::Vec<F32> LoadPart(const T* p) {
+  return LoadAs(kF32, p);
 }
 
 // Rounds to nearest, ties to even; overflow becomes infinity and NaN stays NaN.
-HWY_INLINE void StorePart(hn::Vec<F32> v, float* p) { hn::StoreU(v, kF32, p); }
-HWY_INLINE void StorePart(hn::Vec<F32> v, Float16* p) {
-  hn::StoreU(hn::DemoteTo(F16(), v), F16(), reinterpret_cast<hwy::float16_t*>(p));
+template <class D>
+HWY_INLINE void StoreAs(D d, hn::Vec<D> v, float* p) {
+  hn::StoreU(v, d, p);
 }
-HWY_INLINE void StorePart(hn::Vec<F32> v, BFloat16* p) {
+template <class D>
+HWY_INLINE void StoreAs(D, hn::Vec<D> v, Float16* p) {
+  const hn::Rebind<hwy::float16_t, D> d16;
+  hn::StoreU(hn::DemoteTo(d16, v), d16, reinterpret_cast<hwy::float16_t*>(p));
+}
+template <class D>
+HWY_INLINE void StoreAs(D, hn::Vec<D> v, BFloat16* p) {
   // Highway's own conversion to bfloat16 truncates.
-  const auto bits = hn::BitCast(kU32, v);
-  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(kU32, 1));
-  const auto rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(kU32, 0x7fff))));
-  const auto quiet = hn::Or(hn::ShiftRight<16>(bits), hn::Set(kU32, 0x40));
-  const auto is_nan = hn::RebindMask(kU32, hn::IsNaN(v));
+  const hn::Rebind<uint16_t, D> d16;
+  const hn::RebindToUnsigned<D> d32;
+  const hn::RebindToSigned<D> i32;
+  const auto bits = hn::BitCast(d32, v);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1));
+  const auto rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(d32, 0x7fff))));
+  const auto quiet = hn::Or(hn::ShiftRight<16>(bits), hn::Set(d32, 0x40));
+  const auto is_nan = hn::RebindMask(d32, hn::IsNaN(v));
   const auto result = hn::IfThenElse(is_nan, quiet, rounded);
-  hn::StoreU(hn::DemoteTo(U16(), hn::BitCast(kI32, result)), U16(), reinterpret_cast<uint16_t*>(p));
+  hn::StoreU(hn::DemoteTo(d16, hn::BitCast(i32, result)), d16, reinterpret_cast<uint16_t*>(p));
+}
+template <class T>
+HWY_INLINE void StorePart(hn::Vec<F32> v, T* p) {
+  StoreAs(kF32, v, p);
+}
+
+// Lanes 0 to 7 of a part, which may have no more.
+template <class V>
+HWY_INLINE hn::Vec<hn::FixedTag<float, kHalfLanes>> LowHalf(V v) {
+  if constexpr (sizeof(V) > kHalfLanes * sizeof(float)) {
+    return hn::LowerHalf(kF32Half, v);
+  } else {
+    return v;
+  }
 }
 
 // ---- loads and stores of 16 lanes
@@ -111,6 +146,16 @@ HWY_INLINE F32x16 Load16(const T* from) {
 template <class T>
 HWY_INLINE F32x16 Load16(const T* from, size_t count) {
   if (count >= kVirtualLanes) return Load16(from);
+  if (count == kHalfLanes) {  // without a way through memory: half of a head of 16
+    const auto low = LoadAs(kF32Half, from);
+    F32x16 r = Zero16();
+    if constexpr (kParts == 1) {
+      r.part[0] = hn::ZeroExtendVector(kF32, low);
+    } else {
+      r.part[0] = low;
+    }
+    return r;
+  }
   T padded[kVirtualLanes] = {};
   std::memcpy(padded, from, count * sizeof(T));
   return Load16(padded);
@@ -124,6 +169,7 @@ HWY_INLINE void Store16(const F32x16& v, T* to) {
 template <class T>
 HWY_INLINE void Store16(const F32x16& v, T* to, size_t count) {
   if (count >= kVirtualLanes) return Store16(v, to);
+  if (count == kHalfLanes) return StoreAs(kF32Half, LowHalf(v.part[0]), to);
   T padded[kVirtualLanes];
   Store16(v, padded);
   std::memcpy(to, padded, count * sizeof(T));
@@ -280,8 +326,8 @@ HALFSTEP_SIMD_REDUCE_(ReduceMax, Max)  // unspecified where a lane is NaN
 
 // exp(x) within 1 ulp: 0 below about -104, +inf above about 88.7, NaN for NaN.
 HWY_INLINE hn::Vec<F32> ExpPart(hn::Vec<F32> x) {
-  // Lanes that end at 0, such as masked scores, go the way of exp(0): an underflow costs the processor
-  // some hundred cycles.
+  // Lanes that end at 0, such as masked scores, go the way of exp(0): an underflow costs the
+  // processor some hundred cycles.
   const auto vanishes = hn::Lt(x, hn::Set(kF32, -104.0f));
   const auto clamped = hn::Min(hn::IfThenZeroElse(vanishes, x), hn::Set(kF32, 89.0f));
   const auto n = hn::Round(hn::Mul(clamped, hn::Set(kF32, 1.44269504088896341f)));
