@@ -22,12 +22,12 @@ absl::StatusOr<DatasetRow> EncodeRow(const PromptDatasetOptions& options, const 
   DatasetRow encoded;
   encoded.line = row.line;
   encoded.target = row.columns[1];
-  HALFSTEP_ASSIGN_OR_RETURN(encoded.prompt, encode(row.columns[0]));
+  HALFSTEP_ASSIGN_OR_RETURN(encoded.prompt, encode(row.columns[0], TextRole::kPrompt));
   if (encoded.prompt.empty()) {
     return Error(absl::StatusCode::kInvalidArgument, "BAD_DATASET_ROW", "the prompt is empty");
   }
   if (options.encode_response) {
-    HALFSTEP_ASSIGN_OR_RETURN(encoded.response, encode(encoded.target));
+    HALFSTEP_ASSIGN_OR_RETURN(encoded.response, encode(encoded.target, TextRole::kResponse));
     encoded.response.push_back(options.end_token);
   }
   return encoded;
@@ -45,8 +45,8 @@ absl::StatusOr<PromptDataset> PromptDataset::Load(const PromptDatasetOptions& op
     absl::StatusOr<DatasetRow> encoded = EncodeRow(options, encode, row);
     if (!encoded.ok()) return WithContext(encoded.status(), Where(options, row));
     const int64_t prompt = static_cast<int64_t>(encoded->prompt.size());
-    const int64_t needed =
-        prompt + std::max<int64_t>(1, static_cast<int64_t>(encoded->response.size()));
+    const int64_t response = static_cast<int64_t>(encoded->response.size());
+    const int64_t needed = prompt + std::max<int64_t>(1, response);
     if (needed > options.max_tokens) {
       if (options.overlong == OverlongPolicy::kRefuse) {
         return Error(
@@ -59,6 +59,7 @@ absl::StatusOr<PromptDataset> PromptDataset::Load(const PromptDatasetOptions& op
       continue;
     }
     dataset.longest_prompt_ = std::max(dataset.longest_prompt_, prompt);
+    dataset.longest_sequence_ = std::max(dataset.longest_sequence_, prompt + response);
     dataset.rows_.push_back(*std::move(encoded));
   }
   if (dataset.rows_.empty()) {

@@ -11,8 +11,12 @@
 
 namespace halfstep {
 
+// A prompt may begin with special tokens, a response continues it.
+enum class TextRole { kPrompt, kResponse };
+
 // Text to token ids: the tokenizer's Encode.
-using EncodeText = std::function<absl::StatusOr<std::vector<int32_t>>(const std::string& text)>;
+using EncodeText =
+    std::function<absl::StatusOr<std::vector<int32_t>>(const std::string& text, TextRole role)>;
 
 struct DatasetRow {
   int64_t line = 0;    // of the file
@@ -49,6 +53,8 @@ class PromptDataset {
   const DatasetRow& row(int64_t index) const { return rows_[static_cast<size_t>(index)]; }
   int64_t skipped() const { return skipped_; }
   int64_t longest_prompt() const { return longest_prompt_; }
+  // Prompt and response; the prompt alone where responses are not encoded.
+  int64_t longest_sequence() const { return longest_sequence_; }
 
   // The row at `cursor` of an endless sequence of epochs, each in its own order seeded by (seed,
   // epoch).
@@ -58,6 +64,7 @@ class PromptDataset {
   std::vector<DatasetRow> rows_;
   int64_t skipped_ = 0;
   int64_t longest_prompt_ = 0;
+  int64_t longest_sequence_ = 0;
   std::vector<uint32_t> order_;  // of (order_seed_, order_epoch_)
   uint64_t order_seed_ = 0;
   uint64_t order_epoch_ = 0;

@@ -19,7 +19,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 // One token per character.
-absl::StatusOr<std::vector<int32_t>> EncodeCharacters(const std::string& text) {
+absl::StatusOr<std::vector<int32_t>> EncodeCharacters(const std::string& text, TextRole) {
   return std::vector<int32_t>(text.begin(), text.end());
 }
 

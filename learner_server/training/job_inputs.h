@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// JobInputs: everything a job reads before it starts: model folder, tokenizer, data.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/checkpoint/hugging_face.h"
+#include "learner_server/data/prompt_dataset.h"
+#include "learner_server/data/rollout_pool.h"
+#include "learner_server/training/job_settings.h"
+
+namespace halfstep {
+
+class Tokenizer;
+
+struct JobInputs {
+  HuggingFaceModel model;
+  std::vector<ModelFile> files;  // of the model folder, as rollouts need them
+  std::shared_ptr<const Tokenizer> tokenizer;
+  std::optional<PromptDataset> train;  // always there once loaded
+  std::optional<PromptDataset> eval;   // where the job has held-out prompts
+  int64_t max_sequence_tokens = 0;     // the longest sequence that can occur
+};
+
+// Errors name the file, and the line of a dataset. Weights are not read.
+absl::StatusOr<JobInputs> LoadJobInputs(const JobSettings& settings);
+
+// What rollout servers are told to load.
+RolloutJob MakeRolloutJob(const JobSettings& settings, const JobInputs& inputs, uint64_t epoch);
+
+}  // namespace halfstep

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "learner_server/training/step_metrics.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "absl/time/clock.h"
+#include "common/metrics/learner_metrics.h"
+
+namespace halfstep {
+namespace {
+
+double Share(int64_t part, int64_t whole) {
+  return whole == 0 ? 0 : static_cast<double>(part) / static_cast<double>(whole);
+}
+
+double MeanLength(const BatchStatistics& batch) {
+  int64_t sum = 0;
+  for (const int64_t length : batch.lengths) sum += length;
+  return Share(sum, static_cast<int64_t>(batch.lengths.size()));
+}
+
+// Sums over the optimizer steps of a batch.
+struct UpdateTotals {
+  int64_t tokens = 0;
+  int64_t clipped = 0;
+  double loss = 0;  // mean over the updates
+  double entropy = 0;
+  double gradient_norm = 0;  // of the last applied one, as is the learning rate
+  double learning_rate = 0;
+  double largest_scaled_gradient = 0;
+  absl::Duration forward_backward_time;
+  absl::Duration optimizer_time;
+};
+
+UpdateTotals TotalsOf(const std::vector<OptimizerStepReport>& updates) {
+  UpdateTotals totals;
+  for (const OptimizerStepReport& update : updates) {
+    totals.tokens += update.tokens;
+    totals.clipped += update.loss.clipped_low + update.loss.clipped_high;
+    totals.loss += update.loss.loss / static_cast<double>(updates.size());
+    totals.entropy += update.entropy_sum;
+    totals.largest_scaled_gradient =
+        std::max<double>(totals.largest_scaled_gradient, update.largest_scaled_gradient);
+    totals.forward_backward_time += update.forward_backward_time;
+    totals.optimizer_time += update.optimizer_time;
+    if (!update.applied) continue;
+    totals.gradient_norm = update.gradient_norm;
+    totals.learning_rate = update.learning_rate;
+  }
+  return totals;
+}
+
+void AddMismatch(const MismatchMetrics& mismatch, std::map<std::string, double>* metrics) {
+  (*metrics)["tokens_compared"] = static_cast<double>(mismatch.tokens_compared);
+  if (mismatch.tokens_compared == 0) return;
+  (*metrics)["mismatch_k1"] = mismatch.k1;
+  (*metrics)["mismatch_k2"] = mismatch.k2;
+  (*metrics)["mismatch_k3"] = mismatch.k3;
+  (*metrics)["mismatch_abs_mean"] = mismatch.abs_mean;
+  (*metrics)["mismatch_abs_p99"] = mismatch.abs_p99;
+  (*metrics)["mismatch_abs_max"] = mismatch.abs_max;
+  (*metrics)["mismatch_prob_diff_mean"] = mismatch.prob_diff_mean;
+  (*metrics)["mismatch_prob_diff_max"] = mismatch.prob_diff_max;
+  (*metrics)["mismatch_sequence_sum_mean"] = mismatch.sequence_sum_mean;
+  (*metrics)["mismatch_sequence_abs_sum_mean"] = mismatch.sequence_abs_sum_mean;
+  (*metrics)["mismatch_bit_equal_share"] = mismatch.bit_equal_share;
+}
+
+void AddRewards(const BatchStatistics& batch, std::map<std::string, double>* metrics) {
+  if (batch.groups == 0) return;
+  (*metrics)["reward_mean"] = batch.reward_mean;
+  (*metrics)["reward_std"] = batch.reward_std;
+  (*metrics)["zero_std_group_share"] = Share(batch.zero_std_groups, batch.groups);
+  (*metrics)["truncated_share"] = Share(batch.truncated, batch.samples);
+}
+
+nlohmann::ordered_json ToJson(const std::map<std::string, double>& metrics) {
+  nlohmann::ordered_json line;
+  for (const auto& [name, value] : metrics) {
+    // Counts are easier to read, and exact, without a fraction.
+    const auto whole = static_cast<int64_t>(value);
+    if (static_cast<double>(whole) == value) {
+      line[name] = whole;
+    } else {
+      line[name] = value;
+    }
+  }
+  return line;
+}
+
+double Seconds(absl::Time time) { return absl::ToDoubleSeconds(time - absl::UnixEpoch()); }
+
+}  // namespace
+
+int64_t StepRecord::tokens_trained() const {
+  int64_t tokens = 0;
+  for (const OptimizerStepReport& update : updates) tokens += update.tokens;
+  return tokens;
+}
+
+int64_t StepRecord::updates_applied() const {
+  return std::count_if(updates.begin(), updates.end(),
+                       [](const OptimizerStepReport& update) { return update.applied; });
+}
+
+std::map<std::string, double> MetricsOf(const StepRecord& record) {
+  const UpdateTotals totals = TotalsOf(record.updates);
+  const double tokens = static_cast<double>(totals.tokens);
+  const double seconds = absl::ToDoubleSeconds(record.total_time);
+  std::map<std::string, double> metrics{
+      {"step", static_cast<double>(record.step)},
+      {"policy_version", static_cast<double>(record.policy_version)},
+      {"samples", static_cast<double>(record.batch.samples)},
+      {"length_mean", MeanLength(record.batch)},
+      {"loss", totals.loss},
+      {"entropy", totals.tokens == 0 ? 0 : totals.entropy / tokens},
+      {"clip_fraction", Share(totals.clipped, totals.tokens)},
+      {"grad_norm", totals.gradient_norm},
+      {"largest_scaled_gradient", totals.largest_scaled_gradient},
+      {"learning_rate", totals.learning_rate},
+      {"loss_scale", record.loss_scale},
+      {"updates_applied", static_cast<double>(record.updates_applied())},
+      {"skipped_steps", static_cast<double>(record.skipped_steps)},
+      {"saturated_stores", static_cast<double>(record.saturated_stores)},
+      {"tokens", tokens},
+      {"tokens_per_second", seconds > 0 ? tokens / seconds : 0},
+      {"time_total", seconds},
+      {"time_wait", absl::ToDoubleSeconds(record.wait_time)},
+      {"time_score", absl::ToDoubleSeconds(record.score_time)},
+      {"time_forward_backward", absl::ToDoubleSeconds(totals.forward_backward_time)},
+      {"time_optimizer", absl::ToDoubleSeconds(totals.optimizer_time)},
+      {"time_publish", absl::ToDoubleSeconds(record.publish_time)},
+  };
+  AddRewards(record.batch, &metrics);
+  AddMismatch(record.mismatch, &metrics);
+  if (record.evaluation) {
+    metrics["eval_accuracy"] = record.evaluation->accuracy;
+    metrics["eval_greedy"] = record.evaluation->greedy;
+    metrics["time_evaluate"] = absl::ToDoubleSeconds(record.evaluation->time);
+  }
+  return metrics;
+}
+
+std::string MetricsLine(const StepRecord& record) {
+  nlohmann::ordered_json line = ToJson(MetricsOf(record));
+  for (const OptimizerStepReport& update : record.updates) {
+    if (update.skipped) line["non_finite_parameter"] = update.non_finite_parameter;
+  }
+  return line.dump();
+}
+
+std::string EvaluationLine(int64_t step, const EvaluationResult& evaluation) {
+  return ToJson({{"step", static_cast<double>(step)},
+                 {"eval_accuracy", evaluation.accuracy},
+                 {"eval_greedy", evaluation.greedy},
+                 {"time_evaluate", absl::ToDoubleSeconds(evaluation.time)}})
+      .dump();
+}
+
+void Export(const StepRecord& record, LearnerMetrics* metrics) {
+  const UpdateTotals totals = TotalsOf(record.updates);
+  const auto duration = [metrics](const char* phase, absl::Duration time) {
+    metrics->step_duration[phase].Observe(absl::ToDoubleSeconds(time));
+  };
+  duration("wait", record.wait_time);
+  duration("score", record.score_time);
+  duration("forward_backward", totals.forward_backward_time);
+  duration("optimizer", totals.optimizer_time);
+  duration("publish", record.publish_time);
+  metrics->step.Set(static_cast<double>(record.step));
+  metrics->last_step_timestamp.Set(Seconds(absl::Now()));
+  metrics->policy_version.Set(static_cast<double>(record.policy_version));
+  metrics->tokens["trained"].Increment(static_cast<double>(totals.tokens));
+  metrics->loss.Set(totals.loss);
+  metrics->grad_norm.Set(totals.gradient_norm);
+  metrics->learning_rate.Set(totals.learning_rate);
+  metrics->entropy.Set(totals.tokens == 0 ? 0
+                                          : totals.entropy / static_cast<double>(totals.tokens));
+  metrics->clip_fraction.Set(Share(totals.clipped, totals.tokens));
+  metrics->loss_scale.Set(record.loss_scale);
+  metrics->skipped_steps.Increment(static_cast<double>(
+      std::count_if(record.updates.begin(), record.updates.end(),
+                    [](const OptimizerStepReport& update) { return update.skipped; })));
+  metrics->saturated_stores["activations"].Increment(static_cast<double>(record.saturated_stores));
+  metrics->mismatch_kl.Set(record.mismatch.k3);
+  metrics->mismatch_max.Set(record.mismatch.abs_max);
+  metrics->mismatch_tokens.Increment(static_cast<double>(record.mismatch.tokens_compared));
+  for (const int64_t length : record.batch.lengths) {
+    metrics->completion_length.Observe(static_cast<double>(length));
+  }
+  for (const auto& [reason, count] : record.batch.samples_dropped) {
+    metrics->samples_dropped[reason].Increment(static_cast<double>(count));
+  }
+  for (const auto& [outcome, count] : record.batch.reward_outcomes) {
+    metrics->reward_outcomes[outcome].Increment(static_cast<double>(count));
+  }
+  if (record.batch.groups == 0) return;
+  metrics->reward_mean.Set(record.batch.reward_mean);
+  metrics->reward_std.Set(record.batch.reward_std);
+  metrics->zero_std_groups.Set(Share(record.batch.zero_std_groups, record.batch.groups));
+  metrics->completion_truncated.Set(Share(record.batch.truncated, record.batch.samples));
+}
+
+void Export(const EvaluationResult& evaluation, LearnerMetrics* metrics) {
+  metrics->eval_accuracy["sampled"].Set(evaluation.accuracy);
+  metrics->eval_accuracy["greedy"].Set(evaluation.greedy);
+  metrics->step_duration["evaluate"].Observe(absl::ToDoubleSeconds(evaluation.time));
+}
+
+}  // namespace halfstep

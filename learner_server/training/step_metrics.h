@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// The figures of one step: a line of metrics.jsonl, an event, and Prometheus metrics.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "learner_server/algorithm/mismatch.h"
+#include "learner_server/training/batch_source.h"
+#include "learner_server/training/evaluation.h"
+#include "learner_server/training/train_step.h"
+
+namespace halfstep {
+
+struct LearnerMetrics;
+
+// What one batch came to.
+struct StepRecord {
+  int64_t step = 0;
+  uint64_t policy_version = 0;  // in force after it
+  BatchStatistics batch;
+  std::vector<OptimizerStepReport> updates;
+  MismatchMetrics mismatch;
+  float loss_scale = 1;          // in force after it
+  int64_t skipped_steps = 0;     // of the run
+  int64_t saturated_stores = 0;  // of this step
+  absl::Duration wait_time;
+  absl::Duration score_time;
+  absl::Duration publish_time;
+  absl::Duration total_time;
+  std::optional<EvaluationResult> evaluation;
+
+  int64_t tokens_trained() const;
+  int64_t updates_applied() const;
+};
+
+// By the names of metrics.jsonl (docs/metrics.md). Durations in seconds.
+std::map<std::string, double> MetricsOf(const StepRecord& record);
+
+// One line of metrics.jsonl, without the newline: the metrics, and the name of the first parameter
+// with a non-finite gradient when a step was skipped.
+std::string MetricsLine(const StepRecord& record);
+// The line of an evaluation before the first step.
+std::string EvaluationLine(int64_t step, const EvaluationResult& evaluation);
+
+void Export(const StepRecord& record, LearnerMetrics* metrics);
+void Export(const EvaluationResult& evaluation, LearnerMetrics* metrics);
+
+}  // namespace halfstep

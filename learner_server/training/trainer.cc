@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "learner_server/training/trainer.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/base/error_reason.h"
+#include "common/base/logging.h"
+#include "common/base/status_macros.h"
+#include "common/metrics/learner_metrics.h"
+#include "halfstep/v1/training_job.pb.h"
+#include "learner_server/training/rollout_source.h"
+
+namespace halfstep {
+
+Trainer::Trainer(TrainerParts parts)
+    : parts_(std::move(parts)),
+      train_step_(parts_.ctx, parts_.settings->train_step, parts_.state),
+      published_(std::move(parts_.older_weights)),
+      groups_reassigned_before_(parts_.progress->groups_reassigned) {}
+
+absl::StatusOr<RunResult> Trainer::Run() {
+  const absl::Status status = Train();
+  RunResult result;
+  if (status.ok()) return result;
+  const RunRequest request = parts_.control->request();
+  if (absl::IsCancelled(status) && request != RunRequest::kNone) return EndEarly(request);
+  if (ReasonOf(status) == "NO_ROLLOUT") {
+    result = EndEarly(RunRequest::kPause);
+    result.reason = ReasonOf(status);
+    result.message = std::string(status.message());
+    return result;
+  }
+  return status;
+}
+
+absl::Status Trainer::Train() {
+  RunProgress& progress = *parts_.progress;
+  if (progress.step > 0) {
+    checkpoint_step_ = progress.step;
+    checkpoint_ = parts_.checkpoints->PathOf(progress.step);
+  }
+  parts_.control->SetProgress(progress.step, progress.policy_version);
+  parts_.metrics->last_step_timestamp.Set(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
+  for (const auto& older : published_) parts_.client->Publish(older);
+  HALFSTEP_RETURN_IF_ERROR(PublishCurrent());
+  if (progress.step == 0 && parts_.eval_prompts != nullptr && !progress.base_accuracy) {
+    std::optional<EvaluationResult> base;
+    HALFSTEP_RETURN_IF_ERROR(EvaluateNow(&base));
+    HALFSTEP_RETURN_IF_ERROR(parts_.folder->AppendMetrics(EvaluationLine(0, *base)));
+  }
+  const int64_t checkpoint_every = parts_.settings->checkpoint_every;
+  while (progress.step < parts_.settings->steps) {
+    if (parts_.control->request() != RunRequest::kNone) {
+      return absl::CancelledError("asked to stop between two steps");
+    }
+    StepRecord record;
+    HALFSTEP_RETURN_IF_ERROR(RunStep(&record));
+    absl::Status evaluated;
+    if (EvaluationIsDue()) evaluated = EvaluateNow(&record.evaluation);
+    // A step counts once it was trained, also when its evaluation was interrupted.
+    HALFSTEP_RETURN_IF_ERROR(Report(record));
+    HALFSTEP_RETURN_IF_ERROR(evaluated);
+    if (checkpoint_every > 0 && progress.step % checkpoint_every == 0) Checkpoint();
+  }
+  return Finish();
+}
+
+absl::Status Trainer::RunStep(StepRecord* record) {
+  RunProgress& progress = *parts_.progress;
+  const absl::Time start = absl::Now();
+  record->step = progress.step + 1;
+  HALFSTEP_ASSIGN_OR_RETURN(const TrainBatch batch, parts_.source->Next(record->step, progress));
+  record->batch = batch.statistics;
+  record->wait_time = batch.wait_time;
+  record->score_time = batch.score_time;
+  HALFSTEP_RETURN_IF_ERROR(RunUpdates(batch, record));
+  AddToProgress(batch, *record);
+
+  const absl::Time trained = absl::Now();
+  if (record->updates_applied() > 0) ++progress.policy_version;
+  progress.version_after.push_back(progress.policy_version);
+  if (record->updates_applied() > 0) HALFSTEP_RETURN_IF_ERROR(PublishCurrent());
+  record->policy_version = progress.policy_version;
+  record->publish_time = absl::Now() - trained;
+  record->total_time = absl::Now() - start;
+  progress.train_seconds += absl::ToDoubleSeconds(record->total_time);
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::RunUpdates(const TrainBatch& batch, StepRecord* record) {
+  const RunProgress& progress = *parts_.progress;
+  // Log-probs are comparable only at the weights that generated: before the batch's first update,
+  // and not when generation ran ahead.
+  const bool comparable =
+      parts_.client != nullptr &&
+      GeneratingVersion(progress, record->step, parts_.settings->lag) == progress.policy_version;
+  MismatchStatistics mismatch;
+  std::atomic<int64_t>* saturated = parts_.ctx.saturated_stores;
+  const int64_t saturated_before = saturated == nullptr ? 0 : saturated->load();
+  for (size_t i = 0; i < batch.updates.size(); ++i) {
+    HALFSTEP_ASSIGN_OR_RETURN(
+        OptimizerStepReport report,
+        train_step_.Run(batch.updates[i], comparable && i == 0 ? &mismatch : nullptr));
+    if (report.skipped) {
+      LogWarning("optimizer step skipped: a scaled gradient is not finite",
+                 {{"step", record->step},
+                  {"parameter", report.non_finite_parameter},
+                  {"loss_scale", report.loss_scale},
+                  {"next_loss_scale", parts_.state->scaler.scale()}});
+    }
+    record->updates.push_back(std::move(report));
+  }
+  record->mismatch = mismatch.Summarize();
+  record->loss_scale = parts_.state->scaler.scale();
+  record->skipped_steps = parts_.state->scaler.state().skipped_steps;
+  if (saturated != nullptr) record->saturated_stores = saturated->load() - saturated_before;
+  return absl::OkStatus();
+}
+
+void Trainer::AddToProgress(const TrainBatch& batch, const StepRecord& record) {
+  RunProgress& progress = *parts_.progress;
+  const BatchStatistics& statistics = batch.statistics;
+  progress.step = record.step;
+  progress.cursor += static_cast<uint64_t>(batch.rows_consumed);
+  progress.samples_admitted += statistics.samples;
+  progress.samples_trained += statistics.samples_trained;
+  for (const auto& [reason, count] : statistics.samples_dropped) {
+    progress.samples_dropped[reason] += count;
+  }
+  for (const auto& [rollout, count] : statistics.samples_by_rollout) {
+    progress.samples_by_rollout[rollout] += count;
+  }
+  if (parts_.client != nullptr) {
+    progress.groups_reassigned =
+        groups_reassigned_before_ + parts_.client->pool_status().groups_reassigned;
+  }
+  progress.tokens_generated += statistics.tokens_generated;
+  progress.tokens_trained += record.tokens_trained();
+  progress.tokens_compared += record.mismatch.tokens_compared;
+  progress.max_abs_logprob_diff = std::max(progress.max_abs_logprob_diff, record.mismatch.abs_max);
+}
+
+absl::Status Trainer::PublishCurrent() {
+  const RunProgress& progress = *parts_.progress;
+  const JobSettings& settings = *parts_.settings;
+  const TrainState& state = *parts_.state;
+  HALFSTEP_RETURN_IF_ERROR(CheckPublishable(parts_.ctx, state.master, settings.learner_dtype));
+  if (parts_.client == nullptr) return absl::OkStatus();
+  HALFSTEP_RETURN_IF_ERROR(CheckPublishable(parts_.ctx, state.master, settings.rollout_dtype));
+  published_.push_back(WeightSet::Create(progress.policy_version, state.master,
+                                         settings.rollout_dtype, state.weights.rope_table()));
+  parts_.client->Publish(published_.back());
+  const uint64_t needed = GeneratingVersion(progress, progress.step + 1, settings.lag);
+  std::erase_if(published_, [needed](const std::shared_ptr<const WeightSet>& weights) {
+    return weights->manifest().version < needed;
+  });
+  parts_.client->ReleaseWeightsBelow(needed);
+  return absl::OkStatus();
+}
+
+bool Trainer::EvaluationIsDue() const {
+  if (parts_.eval_prompts == nullptr) return false;
+  const int64_t step = parts_.progress->step;
+  const int64_t every = parts_.settings->evaluate_every;
+  return step == parts_.settings->steps || (every > 0 && step % every == 0);
+}
+
+absl::Status Trainer::EvaluateNow(std::optional<EvaluationResult>* result) {
+  RunProgress& progress = *parts_.progress;
+  HALFSTEP_ASSIGN_OR_RETURN(*result,
+                            Evaluate(*parts_.settings, parts_.max_positions, *parts_.eval_prompts,
+                                     {progress.step, progress.policy_version}, parts_.client));
+  const EvaluationResult& evaluation = **result;
+  if (progress.step == 0) {
+    progress.base_accuracy = evaluation.accuracy;
+    progress.base_greedy = evaluation.greedy;
+  }
+  if (progress.step == parts_.settings->steps) {
+    progress.final_accuracy = evaluation.accuracy;
+    progress.final_greedy = evaluation.greedy;
+  }
+  Export(evaluation, parts_.metrics);
+  v1::TrainingJobEvent event;
+  v1::EvaluationFinished* finished = event.mutable_evaluation_finished();
+  finished->set_step(progress.step);
+  finished->set_accuracy(evaluation.accuracy);
+  finished->set_greedy(evaluation.greedy);
+  finished->set_prompts(evaluation.prompts);
+  finished->set_samples(evaluation.samples);
+  parts_.control->Emit(std::move(event));
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::Report(const StepRecord& record) {
+  HALFSTEP_RETURN_IF_ERROR(parts_.folder->AppendMetrics(MetricsLine(record)));
+  Export(record, parts_.metrics);
+  if (parts_.client != nullptr) {
+    const BufferCounters counters = parts_.client->counters();
+    parts_.metrics->samples.Increment(
+        static_cast<double>(counters.samples_admitted - exported_counters_.samples_admitted));
+    parts_.metrics->tokens["generated"].Increment(
+        static_cast<double>(counters.tokens_admitted - exported_counters_.tokens_admitted));
+    parts_.metrics->samples_buffered.Set(static_cast<double>(counters.samples_buffered));
+    exported_counters_ = counters;
+  }
+  parts_.control->SetProgress(record.step, record.policy_version);
+  v1::TrainingJobEvent event;
+  v1::StepFinished* finished = event.mutable_step_finished();
+  finished->set_step(record.step);
+  finished->set_steps(parts_.settings->steps);
+  const std::map<std::string, double> metrics = MetricsOf(record);
+  finished->mutable_metrics()->insert(metrics.begin(), metrics.end());
+  parts_.control->Emit(std::move(event));
+  return absl::OkStatus();
+}
+
+void Trainer::Checkpoint() {
+  const RunProgress& progress = *parts_.progress;
+  if (checkpoint_step_ == progress.step) return;
+  const absl::Time start = absl::Now();
+  CheckpointContents contents;
+  contents.state = parts_.state;
+  contents.progress = &progress;
+  contents.job_json = parts_.job_json;
+  contents.model_directory = parts_.settings->model_directory;
+  if (!published_.empty()) contents.older_weights.assign(published_.begin(), published_.end() - 1);
+  const absl::Status status = WriteCheckpoint(*parts_.checkpoints, contents);
+  parts_.metrics->step_duration["checkpoint"].Observe(absl::ToDoubleSeconds(absl::Now() - start));
+  v1::TrainingJobEvent event;
+  if (status.ok()) {
+    checkpoint_step_ = progress.step;
+    checkpoint_ = parts_.checkpoints->PathOf(progress.step);
+    parts_.metrics->last_checkpoint_timestamp.Set(
+        absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
+    event.mutable_checkpoint_written()->set_step(progress.step);
+    event.mutable_checkpoint_written()->set_path(checkpoint_);
+  } else {
+    parts_.metrics->checkpoint_failures.Increment();
+    const std::string message = absl::StrCat(
+        "no checkpoint after step ", progress.step, ": ", status.message(), "; training goes on, ",
+        checkpoint_.empty() ? "there is none yet" : absl::StrCat("the last one is ", checkpoint_));
+    LogError(message, {{"reason", ReasonOf(status)}});
+    event.mutable_notice()->set_reason("CHECKPOINT_FAILED");
+    event.mutable_notice()->set_message(message);
+  }
+  parts_.control->Emit(std::move(event));
+}
+
+absl::Status Trainer::Finish() {
+  RunProgress& progress = *parts_.progress;
+  if (parts_.eval_prompts != nullptr && !progress.final_accuracy) {
+    std::optional<EvaluationResult> last;
+    HALFSTEP_RETURN_IF_ERROR(EvaluateNow(&last));
+  }
+  Checkpoint();
+  HALFSTEP_ASSIGN_OR_RETURN(
+      AtomicDirectoryWriter writer,
+      AtomicDirectoryWriter::Create(parts_.folder->path(), "model", "trainer"));
+  HALFSTEP_RETURN_IF_ERROR(AddModel(*parts_.state, parts_.settings->model_directory, "", &writer));
+  return writer.Commit();
+}
+
+RunResult Trainer::EndEarly(RunRequest request) {
+  RunResult result;
+  result.outcome = request == RunRequest::kCancel ? RunOutcome::kCancelled
+                   : request == RunRequest::kStop ? RunOutcome::kStopped
+                                                  : RunOutcome::kPaused;
+  if (request != RunRequest::kCancel) Checkpoint();
+  return result;
+}
+
+}  // namespace halfstep

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "learner_server/training/training_job_runner.h"
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <new>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/error_reason.h"
+#include "common/base/logging.h"
+#include "common/base/status_macros.h"
+#include "common/config/spec_text.h"
+#include "common/model/initialize.h"
+#include "common/reward/scoring_pool.h"
+#include "common/reward/verifier.h"
+#include "halfstep/v1/training_job.pb.h"
+#include "kernels/thread_pool.h"
+#include "kernels/workspace.h"
+#include "learner_server/training/job_inputs.h"
+#include "learner_server/training/rollout_source.h"
+#include "learner_server/training/supervised_source.h"
+#include "learner_server/training/trainer.h"
+
+namespace halfstep {
+namespace {
+
+// One run, put together in the order of the members.
+class JobRun {
+ public:
+  JobRun(const TrainingJobRunnerOptions& options, RunControl* control)
+      : options_(options), control_(control), threads_(options.threads) {
+    ctx_.workspace = &workspace_;
+    ctx_.threads = &threads_;
+    ctx_.saturated_stores = &saturated_stores_;
+  }
+
+  absl::Status Prepare(const std::string& job_id, const v1::TrainingJobSpec& spec);
+  absl::StatusOr<RunResult> Train(uint64_t epoch, RolloutPool* pool, LearnerMetrics* metrics);
+  void Summarize(v1::RunSummary* summary) const;
+
+ private:
+  absl::Status InitializeState();
+  absl::Status LoadInitialWeights();
+
+  const TrainingJobRunnerOptions& options_;
+  RunControl* const control_;
+  Workspace workspace_;
+  ThreadPool threads_;
+  std::atomic<int64_t> saturated_stores_ = 0;
+  ExecContext ctx_;
+  JobSettings settings_;
+  JobInputs inputs_;
+  std::shared_ptr<const Verifier> verifier_;  // null for supervised jobs
+  std::string job_json_;
+  std::optional<RunFolder> folder_;
+  std::optional<CheckpointStore> checkpoints_;
+  std::unique_ptr<TrainState> state_;
+  RunProgress progress_;
+  std::vector<std::shared_ptr<const WeightSet>> older_weights_;
+  std::string checkpoint_;
+};
+
+absl::Status JobRun::Prepare(const std::string& job_id, const v1::TrainingJobSpec& spec) {
+  HALFSTEP_ASSIGN_OR_RETURN(settings_, MakeJobSettings(spec, options_.root));
+  ctx_.profile = settings_.profile;
+  HALFSTEP_ASSIGN_OR_RETURN(inputs_, LoadJobInputs(settings_));
+  if (!settings_.supervised) {
+    HALFSTEP_ASSIGN_OR_RETURN(verifier_, MakeVerifier(spec.reward()));
+  }
+  HALFSTEP_ASSIGN_OR_RETURN(RunFolder folder, RunFolder::Open(settings_.output_directory, job_id));
+  folder_.emplace(std::move(folder));
+  job_json_ = SpecToJson(spec);
+  HALFSTEP_RETURN_IF_ERROR(folder_->WriteJob(job_json_));
+  HALFSTEP_ASSIGN_OR_RETURN(CheckpointStore store,
+                            CheckpointStore::Open(folder_->checkpoints(), options_.incarnation));
+  checkpoints_.emplace(std::move(store));
+  try {
+    state_ = std::make_unique<TrainState>(inputs_.model.config, inputs_.model.layout,
+                                          settings_.learner_dtype, inputs_.max_sequence_tokens,
+                                          settings_.loss_scale);
+    return InitializeState();
+  } catch (const std::bad_alloc&) {
+    return Error(absl::StatusCode::kResourceExhausted, "OUT_OF_MEMORY",
+                 absl::StrCat("not enough memory for the weights and moments of ",
+                              inputs_.model.layout->parameter_count(), " parameters"));
+  }
+}
+
+absl::Status JobRun::InitializeState() {
+  const absl::StatusOr<CheckpointStore::Checkpoint> newest = checkpoints_->FindNewest();
+  if (absl::IsNotFound(newest.status())) {
+    HALFSTEP_RETURN_IF_ERROR(LoadInitialWeights());
+    return folder_->CutMetricsAfter(-1);
+  }
+  HALFSTEP_RETURN_IF_ERROR(newest.status());
+  for (const CheckpointStore::Rejected& rejected : newest->rejected) {
+    v1::TrainingJobEvent event;
+    event.mutable_notice()->set_reason("CHECKPOINT_CORRUPT");
+    event.mutable_notice()->set_message(absl::StrCat(rejected.reason, "; it is kept as ",
+                                                     rejected.path, " and the one before is used"));
+    control_->Emit(std::move(event));
+  }
+  HALFSTEP_ASSIGN_OR_RETURN(progress_,
+                            ReadCheckpoint(ctx_, newest->path, settings_.loss_scale, state_.get()));
+  HALFSTEP_ASSIGN_OR_RETURN(older_weights_,
+                            ReadOlderWeights(newest->path, *state_, settings_.rollout_dtype));
+  LogInfo("continuing from a checkpoint", {{"path", newest->path}, {"step", progress_.step}});
+  return folder_->CutMetricsAfter(progress_.step);
+}
+
+absl::Status JobRun::LoadInitialWeights() {
+  if (inputs_.model.has_weights) {
+    HALFSTEP_RETURN_IF_ERROR(LoadHuggingFaceWeights(inputs_.model, &state_->master));
+  } else {
+    InitializeParameters(inputs_.model.config, settings_.seed, &state_->master);
+  }
+  state_->RefreshWeights(ctx_);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<RunResult> JobRun::Train(uint64_t epoch, RolloutPool* pool,
+                                        LearnerMetrics* metrics) {
+  TrainerParts parts;
+  parts.ctx = ctx_;
+  parts.settings = &settings_;
+  parts.state = state_.get();
+  parts.progress = &progress_;
+  parts.max_positions = inputs_.model.config.max_positions;
+  parts.folder = &*folder_;
+  parts.checkpoints = &*checkpoints_;
+  parts.older_weights = std::move(older_weights_);
+  parts.job_json = job_json_;
+  parts.control = control_;
+  parts.metrics = metrics;
+
+  std::unique_ptr<ScoringPool> scoring;
+  std::unique_ptr<RolloutClient> client;
+  std::unique_ptr<BatchSource> source;
+  if (settings_.supervised) {
+    source = std::make_unique<SupervisedSource>(&*inputs_.train, settings_.seed, settings_.prompts);
+  } else {
+    scoring = std::make_unique<ScoringPool>(
+        verifier_, inputs_.tokenizer, ScoringPoolOptions{.threads = options_.scoring_threads});
+    client = std::make_unique<RolloutClient>(
+        MakeRolloutJob(settings_, inputs_, epoch), options_.rollouts, pool, control_,
+        [&scoring](const std::vector<int32_t>& response, const std::string& answer,
+                   std::function<void(Reward)> done) {
+          scoring->Submit(response, answer, std::move(done));
+        });
+    source = std::make_unique<RolloutSource>(settings_, parts.max_positions, &*inputs_.train,
+                                             client.get());
+    if (inputs_.eval) parts.eval_prompts = &*inputs_.eval;
+  }
+  parts.source = source.get();
+  parts.client = client.get();
+  Trainer trainer(std::move(parts));
+  absl::StatusOr<RunResult> result = trainer.Run();
+  checkpoint_ = trainer.checkpoint();
+  return result;
+}
+
+void JobRun::Summarize(v1::RunSummary* summary) const {
+  if (folder_) summary->set_output_dir(folder_->path());
+  if (state_ == nullptr) return;
+  FillSummary(progress_, summary);
+  summary->set_skipped_steps(state_->scaler.state().skipped_steps);
+  summary->set_final_loss_scale(state_->scaler.scale());
+  summary->set_checkpoint(checkpoint_);
+  summary->set_state_digest(StateDigest(*state_, progress_));
+  const DType dtype = settings_.supervised ? settings_.learner_dtype : settings_.rollout_dtype;
+  if (!CheckPublishable(ctx_, state_->master, dtype).ok()) return;
+  summary->set_weights_digest(WeightSet::Create(progress_.policy_version, state_->master, dtype,
+                                                state_->weights.rope_table())
+                                  ->manifest()
+                                  .manifest_digest);
+}
+
+}  // namespace
+
+TrainingJobRunner::TrainingJobRunner(TrainingJobRunnerOptions options, RolloutPool* pool,
+                                     LearnerMetrics* metrics)
+    : options_(std::move(options)), pool_(pool), metrics_(metrics) {}
+
+absl::StatusOr<RunResult> TrainingJobRunner::Run(const std::string& job_id, uint64_t epoch,
+                                                 const v1::TrainingJobSpec& spec,
+                                                 RunControl* control, v1::RunSummary* summary) {
+  JobRun run(options_, control);
+  const absl::Status prepared = run.Prepare(job_id, spec);
+  absl::StatusOr<RunResult> result = prepared.ok() ? run.Train(epoch, pool_, metrics_) : prepared;
+  run.Summarize(summary);
+  return result;
+}
+
+absl::Status TrainingJobRunner::Check(const v1::TrainingJobSpec& spec) {
+  HALFSTEP_ASSIGN_OR_RETURN(const JobSettings settings, MakeJobSettings(spec, options_.root));
+  HALFSTEP_ASSIGN_OR_RETURN(const JobInputs inputs, LoadJobInputs(settings));
+  if (!settings.supervised) HALFSTEP_RETURN_IF_ERROR(MakeVerifier(spec.reward()).status());
+  return CheckRunFolder(settings.output_directory, "");
+}
+
+}  // namespace halfstep

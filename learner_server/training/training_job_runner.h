@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// TrainingJobRunner: puts a job together from its specification (model, data, run folder, newest
+// checkpoint) and runs the trainer on it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "learner_server/job/job_runner.h"
+#include "learner_server/training/rollout_client.h"
+
+namespace halfstep {
+
+struct LearnerMetrics;
+
+struct TrainingJobRunnerOptions {
+  std::string root;         // paths of jobs are below it
+  std::string incarnation;  // of this learner process
+  int threads = 1;          // of the CPU backend
+  int scoring_threads = 1;
+  RolloutClientOptions rollouts;
+};
+
+// One job at a time.
+class TrainingJobRunner final : public JobRunner {
+ public:
+  // `pool` and `metrics` must outlive it.
+  TrainingJobRunner(TrainingJobRunnerOptions options, RolloutPool* pool, LearnerMetrics* metrics);
+
+  absl::StatusOr<RunResult> Run(const std::string& job_id, uint64_t epoch,
+                                const v1::TrainingJobSpec& spec, RunControl* control,
+                                v1::RunSummary* summary) override;
+  absl::Status Check(const v1::TrainingJobSpec& spec) override;
+
+ private:
+  const TrainingJobRunnerOptions options_;
+  RolloutPool* const pool_;
+  LearnerMetrics* const metrics_;
+};
+
+}  // namespace halfstep

@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0
+// Whole runs: supervised, and reinforcement learning against a real generation engine.
+#include "learner_server/training/training_job_runner.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/base/error_reason.h"
+#include "tests/learner_server/tiny_job.h"
+
+namespace halfstep {
+namespace {
+
+using ::testing::Contains;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+class TrainingJobRunnerTest : public testing::Test {
+ protected:
+  // The base model, made once.
+  static void SetUpTestSuite() {
+    workplace_ = new TinyWorkplace();
+    TinyLearner learner(workplace_->root().path(), nullptr);
+    const auto result = learner.Run("sft", TinyWorkplace::SupervisedSpec(60));
+    ASSERT_TRUE(result.ok()) << result.status();
+    sft_summary_ = new v1::RunSummary(learner.summary());
+  }
+  static void TearDownTestSuite() {
+    delete sft_summary_;
+    delete workplace_;
+  }
+
+  static const std::string& root() { return workplace_->root().path(); }
+
+  // Runs to the end and returns the summary.
+  static v1::RunSummary RunWhole(const v1::TrainingJobSpec& spec) {
+    LocalRolloutPool pool;
+    TinyLearner learner(root(), &pool);
+    const auto result = learner.Run(spec.output_dir(), spec);
+    EXPECT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(result->outcome, RunOutcome::kSucceeded);
+    return learner.summary();
+  }
+
+  // Ends after `stop_at` steps as `request` says, then goes on in a new learner.
+  static v1::RunSummary RunInTwoParts(const v1::TrainingJobSpec& spec, int64_t stop_at,
+                                      RunRequest request) {
+    LocalRolloutPool pool;
+    {
+      TinyLearner first(root(), &pool);
+      first.control().RequestAfter(stop_at, request);
+      const auto result = first.Run(spec.output_dir(), spec);
+      EXPECT_TRUE(result.ok()) << result.status();
+      EXPECT_EQ(result->outcome,
+                request == RunRequest::kPause ? RunOutcome::kPaused : RunOutcome::kStopped);
+    }
+    TinyLearner second(root(), &pool);
+    const auto result = second.Run(spec.output_dir(), spec);
+    EXPECT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(result->outcome, RunOutcome::kSucceeded);
+    return second.summary();
+  }
+
+  static TinyWorkplace* workplace_;
+  static v1::RunSummary* sft_summary_;
+};
+
+TinyWorkplace* TrainingJobRunnerTest::workplace_ = nullptr;
+v1::RunSummary* TrainingJobRunnerTest::sft_summary_ = nullptr;
+
+TEST_F(TrainingJobRunnerTest, SupervisedLossFalls) {
+  const auto lines = ReadLines(root() + "/sft/metrics.jsonl");
+  ASSERT_EQ(lines.size(), 60u);
+  EXPECT_EQ(lines[0]["step"], 1);
+  EXPECT_GT(lines[0]["loss"], 4.0);
+  // What is left is the choice of a letter: log(4) / 2 per token.
+  EXPECT_LT(lines[59]["loss"], 0.8);
+  EXPECT_EQ(lines[59]["policy_version"], 60);
+  EXPECT_FALSE(lines[59].contains("reward_mean"));
+  for (const char* file : {"config.json", "tokenizer.json", "model.safetensors"}) {
+    EXPECT_TRUE(std::filesystem::exists(root() + "/sft/model/" + file)) << file;
+  }
+  EXPECT_EQ(sft_summary_->weights_digest().size(), 32u);
+  EXPECT_EQ(sft_summary_->output_dir(), root() + "/sft");
+  EXPECT_THAT(sft_summary_->checkpoint(), HasSubstr("/sft/checkpoints/step_60"));
+}
+
+TEST_F(TrainingJobRunnerTest, SupervisedRunsAreTheSameBits) {
+  v1::TrainingJobSpec spec = TinyWorkplace::SupervisedSpec(60);
+  spec.set_output_dir("sft_again");
+  const v1::RunSummary again = RunWhole(spec);
+  EXPECT_EQ(again.weights_digest(), sft_summary_->weights_digest());
+  EXPECT_EQ(again.state_digest(), sft_summary_->state_digest());
+  spec.set_output_dir("sft_parts");
+  const v1::RunSummary parts = RunInTwoParts(spec, 20, RunRequest::kStop);
+  EXPECT_EQ(parts.state_digest(), sft_summary_->state_digest());
+}
+
+TEST_F(TrainingJobRunnerTest, LearnsWithoutAnyMismatch) {
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("learns", 30);
+  spec.mutable_data()->set_eval("eval.jsonl");
+  spec.mutable_evaluation()->set_every_steps(10);
+  LocalRolloutPool pool;
+  TinyLearner learner(root(), &pool);
+  const auto result = learner.Run("learns", spec);
+  ASSERT_TRUE(result.ok()) << result.status();
+  const v1::RunSummary& summary = learner.summary();
+  EXPECT_GT(summary.tokens_trained(), 30 * 32);
+  EXPECT_EQ(summary.tokens_compared(), summary.tokens_trained());
+  EXPECT_EQ(summary.tokens_generated(), summary.tokens_trained());
+  EXPECT_EQ(summary.max_abs_logprob_diff(), 0);
+  EXPECT_LT(summary.base_accuracy(), 0.6);
+  EXPECT_GT(summary.final_accuracy(), 0.9);
+  EXPECT_EQ(summary.final_greedy(), 1);
+  EXPECT_EQ(summary.samples_by_rollout().at("local"), 30 * 32);
+  EXPECT_GT(summary.train_seconds(), 0);
+
+  std::vector<int64_t> evaluated, stepped;
+  for (const v1::TrainingJobEvent& event : learner.control().events()) {
+    if (event.has_evaluation_finished()) evaluated.push_back(event.evaluation_finished().step());
+    if (event.has_step_finished()) stepped.push_back(event.step_finished().step());
+  }
+  EXPECT_THAT(evaluated, ElementsAre(0, 10, 20, 30));
+  EXPECT_EQ(stepped.size(), 30u);
+
+  const auto lines = ReadLines(root() + "/learns/metrics.jsonl");
+  ASSERT_EQ(lines.size(), 31u);
+  EXPECT_EQ(lines[0]["step"], 0);
+  EXPECT_DOUBLE_EQ(lines[0]["eval_accuracy"], summary.base_accuracy());
+  EXPECT_EQ(lines[10]["step"], 10);
+  EXPECT_TRUE(lines[10].contains("eval_greedy"));
+  EXPECT_EQ(lines[5]["mismatch_bit_equal_share"], 1);
+  EXPECT_EQ(lines[5]["clip_fraction"], 0);
+  for (const char* name : {"reward_mean", "loss_scale", "grad_norm", "entropy", "time_wait"}) {
+    EXPECT_TRUE(lines[5].contains(name)) << name;
+  }
+  EXPECT_THAT(learner.Scrape(), HasSubstr("halfstep_learner_step 30"));
+}
+
+TEST_F(TrainingJobRunnerTest, OtherWeightsOnTheRolloutShowAsMismatch) {
+  LocalRolloutPool pool;
+  pool.CorruptWeights(7);
+  TinyLearner learner(root(), &pool);
+  ASSERT_TRUE(learner.Run("corrupt", TinyWorkplace::RlSpec("corrupt", 2)).ok());
+  EXPECT_GT(learner.summary().max_abs_logprob_diff(), 0);
+  EXPECT_EQ(learner.summary().tokens_compared(), learner.summary().tokens_trained());
+}
+
+TEST_F(TrainingJobRunnerTest, ResumedRunIsTheSameBits) {
+  const v1::RunSummary whole = RunWhole(TinyWorkplace::RlSpec("whole", 8));
+  const v1::RunSummary parts =
+      RunInTwoParts(TinyWorkplace::RlSpec("parts", 8), 4, RunRequest::kPause);
+  EXPECT_EQ(parts.weights_digest(), whole.weights_digest());
+  EXPECT_EQ(parts.state_digest(), whole.state_digest());
+  EXPECT_EQ(parts.tokens_trained(), whole.tokens_trained());
+  EXPECT_EQ(ReadLines(root() + "/parts/metrics.jsonl").size(), 8u);
+}
+
+TEST_F(TrainingJobRunnerTest, CrashLosesOnlyStepsSinceTheCheckpoint) {
+  const v1::RunSummary whole = RunWhole(TinyWorkplace::RlSpec("uncrashed", 6));
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("crashed", 6);
+  spec.mutable_checkpoint()->set_every_steps(2);
+  LocalRolloutPool pool;
+  {
+    TinyLearner first(root(), &pool);
+    // A cancelled run leaves its folder as a killed one does: without a checkpoint of step 5.
+    first.control().RequestAfter(5, RunRequest::kCancel);
+    ASSERT_EQ(first.Run("crashed", spec)->outcome, RunOutcome::kCancelled);
+  }
+  EXPECT_EQ(ReadLines(root() + "/crashed/metrics.jsonl").size(), 5u);
+  TinyLearner second(root(), &pool);
+  second.control().RequestAfter(4, RunRequest::kStop);
+  ASSERT_EQ(second.Run("crashed", spec)->outcome, RunOutcome::kStopped);
+  EXPECT_EQ(ReadLines(root() + "/crashed/metrics.jsonl").size(), 4u);
+  TinyLearner third(root(), &pool);
+  ASSERT_TRUE(third.Run("crashed", spec).ok());
+  EXPECT_EQ(third.summary().state_digest(), whole.state_digest());
+  EXPECT_EQ(ReadLines(root() + "/crashed/metrics.jsonl").size(), 6u);
+}
+
+TEST_F(TrainingJobRunnerTest, CorruptCheckpointIsSetAsideForTheOneBefore) {
+  const v1::RunSummary whole = RunWhole(TinyWorkplace::RlSpec("sound", 6));
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("rotten", 6);
+  spec.mutable_checkpoint()->set_every_steps(2);
+  LocalRolloutPool pool;
+  {
+    TinyLearner first(root(), &pool);
+    first.control().RequestAfter(5, RunRequest::kCancel);
+    ASSERT_TRUE(first.Run("rotten", spec).ok());
+  }
+  const std::string state = root() + "/rotten/checkpoints/step_4/state.safetensors";
+  std::string bytes = ReadText(state);
+  ASSERT_FALSE(bytes.empty());
+  bytes[bytes.size() / 2] ^= 1;
+  WriteText(state, bytes);
+  TinyLearner second(root(), &pool);
+  ASSERT_TRUE(second.Run("rotten", spec).ok());
+  EXPECT_THAT(second.control().notices(), ElementsAre("CHECKPOINT_CORRUPT"));
+  EXPECT_EQ(second.summary().state_digest(), whole.state_digest());
+}
+
+TEST_F(TrainingJobRunnerTest, GenerationMayRunAheadAndStaysReproducible) {
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("lag_a", 8);
+  spec.mutable_batch()->set_lag(1);
+  const v1::RunSummary one = RunWhole(spec);
+  spec.set_output_dir("lag_b");
+  const v1::RunSummary two = RunWhole(spec);
+  EXPECT_EQ(one.state_digest(), two.state_digest());
+  // Only the first batch is trained on by the weights that generated it.
+  EXPECT_GT(one.tokens_compared(), 0);
+  EXPECT_LT(one.tokens_compared(), one.tokens_trained() / 4);
+  EXPECT_EQ(one.max_abs_logprob_diff(), 0);
+  spec.set_output_dir("lag_parts");
+  EXPECT_EQ(RunInTwoParts(spec, 3, RunRequest::kStop).state_digest(), one.state_digest());
+  spec.set_output_dir("lag_2");
+  spec.mutable_batch()->set_lag(2);
+  EXPECT_NE(RunInTwoParts(spec, 3, RunRequest::kPause).state_digest(), one.state_digest());
+}
+
+TEST_F(TrainingJobRunnerTest, SeveralUpdatesCompareTheFirst) {
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("updates", 3);
+  spec.mutable_batch()->set_updates(4);
+  const v1::RunSummary summary = RunWhole(spec);
+  EXPECT_EQ(summary.max_abs_logprob_diff(), 0);
+  EXPECT_GT(summary.tokens_compared(), summary.tokens_trained() / 8);
+  EXPECT_LT(summary.tokens_compared(), summary.tokens_trained() / 2);
+  const auto lines = ReadLines(root() + "/updates/metrics.jsonl");
+  EXPECT_EQ(lines[0]["updates_applied"], 4);
+  EXPECT_EQ(lines[2]["policy_version"], 3);
+}
+
+TEST_F(TrainingJobRunnerTest, EveryPresetAndPrecisionRuns) {
+  for (const auto preset :
+       {v1::ALGORITHM_PRESET_REINFORCE, v1::ALGORITHM_PRESET_GRPO, v1::ALGORITHM_PRESET_RLOO}) {
+    v1::TrainingJobSpec spec = TinyWorkplace::RlSpec(absl::StrCat("preset_", preset), 2);
+    spec.mutable_algorithm()->set_preset(preset);
+    EXPECT_EQ(RunWhole(spec).max_abs_logprob_diff(), 0);
+  }
+  for (const auto precision : {v1::PRECISION_BF16, v1::PRECISION_FP32}) {
+    v1::TrainingJobSpec spec = TinyWorkplace::RlSpec(absl::StrCat("precision_", precision), 2);
+    spec.mutable_precision()->set_learner(precision);
+    spec.mutable_precision()->set_rollout(precision);
+    const v1::RunSummary summary = RunWhole(spec);
+    EXPECT_EQ(summary.max_abs_logprob_diff(), 0);
+    EXPECT_EQ(summary.final_loss_scale(), 1);
+  }
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("precision_mixed", 2);
+  spec.set_profile(v1::PROFILE_FAST);
+  spec.mutable_precision()->set_rollout(v1::PRECISION_BF16);
+  EXPECT_GT(RunWhole(spec).max_abs_logprob_diff(), 0);
+}
+
+TEST_F(TrainingJobRunnerTest, SkippedStepsAreConsumedAndPublishNothing) {
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("skips", 12);
+  spec.mutable_loss_scale()->set_initial(0x1p40);
+  spec.mutable_loss_scale()->add_range(1);
+  spec.mutable_loss_scale()->add_range(0);
+  const v1::RunSummary summary = RunWhole(spec);
+  EXPECT_GT(summary.skipped_steps(), 0);
+  EXPECT_LT(summary.final_loss_scale(), 0x1p40);
+  const auto lines = ReadLines(root() + "/skips/metrics.jsonl");
+  EXPECT_EQ(lines[0]["updates_applied"], 0);
+  EXPECT_EQ(lines[0]["policy_version"], 0);
+  EXPECT_TRUE(lines[0].contains("non_finite_parameter"));
+  EXPECT_EQ(lines[11]["policy_version"], 12 - summary.skipped_steps());
+  // Batches after a skipped one still compare: the version did not move.
+  EXPECT_EQ(summary.tokens_compared(), summary.tokens_trained());
+  spec.set_output_dir("skips_parts");
+  EXPECT_EQ(RunInTwoParts(spec, 2, RunRequest::kStop).state_digest(), summary.state_digest());
+}
+
+TEST_F(TrainingJobRunnerTest, LossScaleFloorEndsTheJobWithItsReason) {
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("floor", 12);
+  spec.mutable_loss_scale()->set_initial(0x1p60);
+  spec.mutable_loss_scale()->add_range(0x1p58);
+  spec.mutable_loss_scale()->add_range(0);
+  LocalRolloutPool pool;
+  TinyLearner learner(root(), &pool);
+  const auto result = learner.Run("floor", spec);
+  EXPECT_EQ(ReasonOf(result.status()), "LOSS_SCALE_FLOOR");
+  EXPECT_GE(learner.summary().skipped_steps(), 2);
+  EXPECT_EQ(learner.summary().final_loss_scale(), 0x1p58);
+}
+
+TEST_F(TrainingJobRunnerTest, RefusesAFolderWithOtherThings) {
+  std::filesystem::create_directories(root() + "/full");
+  WriteText(root() + "/full/notes.txt", "mine");
+  LocalRolloutPool pool;
+  TinyLearner learner(root(), &pool);
+  const v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("full", 2);
+  for (const absl::Status& status :
+       {learner.Run("full", spec).status(), learner.runner().Check(spec)}) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_EQ(ReasonOf(status), "OUTPUT_DIR_NOT_EMPTY");
+    EXPECT_THAT(std::string(status.message()), HasSubstr("notes.txt"));
+  }
+  EXPECT_EQ(ReadText(root() + "/full/notes.txt"), "mine");
+  // Nor does it touch the run of another job.
+  EXPECT_EQ(ReasonOf(learner.Run("someone", TinyWorkplace::RlSpec("sft", 2)).status()),
+            "OUTPUT_DIR_NOT_EMPTY");
+}
+
+TEST_F(TrainingJobRunnerTest, CheckFindsWhatOnlyTheLearnerCanSee) {
+  LocalRolloutPool pool;
+  TinyLearner learner(root(), &pool);
+  const auto check = [&](const std::function<void(v1::TrainingJobSpec*)>& spoil) {
+    v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("checked", 2);
+    spoil(&spec);
+    return learner.runner().Check(spec);
+  };
+  EXPECT_TRUE(check([](v1::TrainingJobSpec*) {}).ok());
+  EXPECT_FALSE(std::filesystem::exists(root() + "/checked"));
+  EXPECT_EQ(ReasonOf(check([](auto* spec) { spec->set_model("start"); })), "MODEL_WITHOUT_WEIGHTS");
+  EXPECT_EQ(check([](auto* spec) { spec->set_model("nowhere"); }).code(),
+            absl::StatusCode::kNotFound);
+  EXPECT_EQ(check([](auto* spec) { spec->set_output_dir("../elsewhere"); }).code(),
+            absl::StatusCode::kPermissionDenied);
+  EXPECT_EQ(check([](auto* spec) { spec->mutable_data()->set_train("none.jsonl"); }).code(),
+            absl::StatusCode::kNotFound);
+  EXPECT_EQ(ReasonOf(check([](auto* spec) { spec->mutable_data()->set_train("sft.jsonl"); })),
+            "BAD_DATASET_ROW");
+  EXPECT_EQ(ReasonOf(check([](auto* spec) {
+              spec->mutable_reward()->set_type(v1::REWARD_TYPE_REGEX);
+              spec->mutable_reward()->set_pattern("(");
+            })),
+            "INVALID_PATTERN");
+}
+
+}  // namespace
+}  // namespace halfstep

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/testing/local_rollout_pool.h"
+
+#include <cstring>
+#include <utility>
+
+#include "common/model/model_config.h"
+#include "kernels/check.h"
+#include "kernels/workspace.h"
+
+namespace halfstep {
+
+void LocalRolloutPool::BeginJob(const RolloutJob& job, SampleSink* sink) {
+  ModelConfig config;
+  for (const ModelFile& file : job.files) {
+    if (file.name == "config.json") config = *ParseModelConfig(file.bytes, file.name);
+  }
+  for (const ModelFile& file : job.files) {
+    if (file.name == "generation_config.json") {
+      HALFSTEP_CHECK(MergeGenerationConfig(file.bytes, file.name, &config).ok());
+    }
+  }
+  layout_ = std::make_shared<const ParameterLayout>(config);
+  rope_positions_ = job.max_sequence_tokens;
+  sink_ = sink;
+  EngineOptions options;
+  options.config = config;
+  options.dtype = job.precision;
+  options.profile = job.profile;
+  options.max_sequence_tokens = job.max_sequence_tokens;
+  options.max_sequences = job.max_sequences;
+  absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Create(std::move(options));
+  HALFSTEP_CHECK(engine.ok());
+  absl::MutexLock lock(&mutex_);
+  engine_ = *std::move(engine);
+  ++jobs_begun_;
+  version_ = -1;
+}
+
+void LocalRolloutPool::EndJob() {
+  {
+    absl::MutexLock lock(&mutex_);
+    queue_.clear();
+  }
+  engine_->Stop();
+  absl::MutexLock lock(&mutex_);
+  engine_.reset();
+  published_.clear();
+  running_ = 0;
+}
+
+void LocalRolloutPool::Publish(std::shared_ptr<const WeightSet> weights) {
+  absl::MutexLock lock(&mutex_);
+  published_[weights->manifest().version] = std::move(weights);
+}
+
+void LocalRolloutPool::ReleaseWeightsBelow(uint64_t version) {
+  absl::MutexLock lock(&mutex_);
+  published_.erase(published_.begin(), published_.lower_bound(version));
+}
+
+void LocalRolloutPool::Assign(std::vector<GroupAssignment> groups) {
+  {
+    absl::MutexLock lock(&mutex_);
+    for (GroupAssignment& group : groups) queue_.push_back(std::move(group));
+  }
+  Pump();
+}
+
+void LocalRolloutPool::Abandon(const std::vector<GroupKey>&) {}
+
+RolloutPoolStatus LocalRolloutPool::Status() const {
+  absl::MutexLock lock(&mutex_);
+  RolloutPoolStatus status;
+  status.rollouts_serving = 1;
+  status.groups_outstanding = running_ + static_cast<int64_t>(queue_.size());
+  status.waiting_for = "the engine of this process";
+  return status;
+}
+
+std::vector<uint64_t> LocalRolloutPool::held_versions() const {
+  absl::MutexLock lock(&mutex_);
+  std::vector<uint64_t> versions;
+  for (const auto& [version, weights] : published_) versions.push_back(version);
+  return versions;
+}
+
+int64_t LocalRolloutPool::jobs_begun() const {
+  absl::MutexLock lock(&mutex_);
+  return jobs_begun_;
+}
+
+void LocalRolloutPool::Pump() {
+  absl::MutexLock pump_lock(&pump_mutex_);
+  std::vector<GroupAssignment> ready;
+  std::shared_ptr<const WeightSet> weights;
+  {
+    absl::MutexLock lock(&mutex_);
+    while (!queue_.empty()) {
+      const int64_t version = static_cast<int64_t>(queue_.front().version);
+      if (version != version_) {
+        if (running_ > 0) break;
+        weights = published_.at(queue_.front().version);
+        version_ = version;
+      }
+      ++running_;
+      ready.push_back(std::move(queue_.front()));
+      queue_.pop_front();
+    }
+  }
+  if (weights != nullptr) {
+    engine_->SetWeights(Load(*weights), weights->manifest().version, [](const absl::Status&) {});
+  }
+  for (const GroupAssignment& assignment : ready) Submit(assignment);
+}
+
+void LocalRolloutPool::Submit(const GroupAssignment& assignment) {
+  GroupRequest request;
+  request.prompt = assignment.prompt;
+  request.samples = assignment.samples;
+  request.sampling = assignment.sampling;
+  request.seed = assignment.seed;
+  request.domain =
+      assignment.key.purpose == Purpose::kTrain ? SamplingDomain::kTrain : SamplingDomain::kEval;
+  request.group = assignment.key.ordinal;
+  request.version = assignment.version;
+  auto left = std::make_shared<uint32_t>(assignment.samples);
+  GroupCallbacks callbacks;
+  callbacks.on_sample = [this, assignment, left](Sample sample) {
+    sink_->OnSample(assignment, "local", std::move(sample));
+    if (--*left == 0) OnGroupDone();
+  };
+  callbacks.on_failure = [this, assignment](const absl::Status& why) {
+    if (!absl::IsCancelled(why)) sink_->OnGroupLost(assignment, why);
+  };
+  const absl::StatusOr<GroupHandle> handle =
+      engine_->Submit(std::move(request), std::move(callbacks));
+  if (!handle.ok()) sink_->OnGroupLost(assignment, handle.status());
+}
+
+void LocalRolloutPool::OnGroupDone() {
+  {
+    absl::MutexLock lock(&mutex_);
+    --running_;
+  }
+  Pump();
+}
+
+std::shared_ptr<const ModelWeights> LocalRolloutPool::Load(const WeightSet& weights) const {
+  const EngineOptions& options = engine_->options();
+  auto loaded =
+      std::make_shared<ModelWeights>(options.config, layout_, options.dtype, rope_positions_);
+  const uint8_t* from = weights.bytes().data();
+  int parameter = 0;
+  for (const TensorManifest& tensor : weights.manifest().tensors) {
+    const Tensor to = tensor.name == kRopeTableName ? loaded->rope_table()
+                                                    : loaded->parameters().view(parameter++);
+    HALFSTEP_CHECK_EQ(to.bytes(), tensor.bytes);
+    std::memcpy(to.data(), from, tensor.bytes);
+    from += tensor.bytes;
+    if (corrupt_period_ == 0 || tensor.name == kRopeTableName) continue;
+    auto* bits = static_cast<uint16_t*>(to.data());
+    for (int64_t i = 0; i < to.elements(); i += corrupt_period_) bits[i] ^= 1;
+  }
+  Workspace workspace;
+  ExecContext ctx;
+  ctx.workspace = &workspace;
+  loaded->Pack(ctx);
+  return loaded;
+}
+
+}  // namespace halfstep

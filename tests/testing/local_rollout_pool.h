@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// LocalRolloutPool: one real generation engine in this process instead of rollout servers.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "absl/synchronization/mutex.h"
+#include "learner_server/data/rollout_pool.h"
+#include "rollout_server/generation/engine.h"
+
+namespace halfstep {
+
+// Thread-safe.
+class LocalRolloutPool final : public RolloutPool {
+ public:
+  // Every 16-bit weight of every published set gets its lowest bit flipped in every `period`-th
+  // element: a rollout whose weights are not the learner's.
+  void CorruptWeights(int64_t period) { corrupt_period_ = period; }
+
+  void BeginJob(const RolloutJob& job, SampleSink* sink) override;
+  void EndJob() override;
+  void Publish(std::shared_ptr<const WeightSet> weights) override;
+  void ReleaseWeightsBelow(uint64_t version) override;
+  void Assign(std::vector<GroupAssignment> groups) override;
+  void Abandon(const std::vector<GroupKey>& groups) override;
+  RolloutPoolStatus Status() const override;
+
+  // Versions held now, for tests of what is released.
+  std::vector<uint64_t> held_versions() const;
+  int64_t jobs_begun() const;
+
+ private:
+  // Submits what may run: groups of the version in force, or of the next one once nothing else
+  // runs.
+  void Pump() ABSL_LOCKS_EXCLUDED(mutex_);
+  void Submit(const GroupAssignment& assignment);
+  void OnGroupDone() ABSL_LOCKS_EXCLUDED(mutex_);
+  std::shared_ptr<const ModelWeights> Load(const WeightSet& weights) const;
+
+  absl::Mutex pump_mutex_;  // held while the engine is told, so that weights go before their groups
+  mutable absl::Mutex mutex_;
+  SampleSink* sink_ = nullptr;
+  std::unique_ptr<Engine> engine_;
+  std::shared_ptr<const ParameterLayout> layout_;
+  int64_t rope_positions_ = 0;
+  int64_t corrupt_period_ = 0;
+  int64_t jobs_begun_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::map<uint64_t, std::shared_ptr<const WeightSet>> published_ ABSL_GUARDED_BY(mutex_);
+  std::deque<GroupAssignment> queue_ ABSL_GUARDED_BY(mutex_);
+  int64_t running_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t version_ ABSL_GUARDED_BY(mutex_) = -1;
+};
+
+}  // namespace halfstep
