@@ -45,9 +45,11 @@ struct TileArgs {
   float* c;
   int64_t c_row;
   bool continued;  // c holds the chain so far
-  // What is read after this tile: one line every `next_step` bytes is brought to the L2 cache per step.
+  // What is read after this tile: a line every `next_step` bytes is brought to the L2 cache, one in
+  // `next_interval` steps, so that requests spread over the time that the tile takes.
   const void* next;
   int64_t next_step;
+  int64_t next_interval;
 };
 
 // How far ahead of the tile the right factor is brought to the L1 cache.
@@ -98,10 +100,15 @@ HWY_NOINLINE void Tile(const TileArgs<B>& args) {
   const char* high = low + 7 * one;
   const B* b = t.b;
   const char* next = static_cast<const char*>(t.next);
+  int64_t until_next = 1;
   for (int64_t k = t.steps; k > 0; --k) {
     hn::Vec<F32> right[kColumns];
-    __builtin_prefetch(next, 0, 2);
-    next += t.next_step;
+    if (--until_next == 0) {
+      __builtin_prefetch(next, kPackedA ? 1 : 0, kPackedA ? 3 : 2);
+      if constexpr (kPackedA) __builtin_prefetch(next + 64, 1, 3);
+      next += t.next_step;
+      until_next = t.next_interval;
+    }
     Unroll<kPanels>([&](auto p) HALFSTEP_INLINE_LAMBDA {
       __builtin_prefetch(b + p * t.b_panel + kNearBytes / sizeof(B), 0, 3);
       Unroll<kVecs>([&](auto v) HALFSTEP_INLINE_LAMBDA {

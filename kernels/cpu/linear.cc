@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// y = x W^T and dx = dy W: rows of the left factor are converted to FP32 once, panels of the right
-// one once per block of rows (or in registers where the rows fit one tile), and tiles run over
-// both.
+// y = x W^T and dx = dy W, in two ways: few rows read the packed weight in place, once; many rows
+// convert blocks of both factors to FP32 first, so that a conversion serves many multiply-adds.
 #include "kernels/cpu/linear.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -11,6 +10,7 @@
 #include <algorithm>
 
 #include "kernels/cpu/dispatch_float.h"
+#include "kernels/cpu/factors-inl.h"
 #include "kernels/cpu/gemm-inl.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/workspace.h"
@@ -20,327 +20,320 @@ namespace halfstep::cpu::HWY_NAMESPACE {
 
 // Steps of the inner index for which a converted panel (128 bytes a step) stays in the L1 cache
 // beside the rows of a tile.
-inline constexpr int64_t kMaxSteps = 192;
-// FP32 elements of the left factor that a block of rows may have, to stay in the L2 cache.
-inline constexpr int64_t kMaxLeftElements = 256 * 1024;
-inline constexpr int64_t kMaxBlockRows = 252;
+inline constexpr int64_t kBlockSteps = 192;
+// Rows and panels of a block, for which converted rows and unfinished chains stay in the L2 cache.
+inline constexpr int64_t kBlockRows = 252;
+inline constexpr int64_t kBlockPanels = 16;
+// FP32 elements of whole rows that stay in the L2 cache.
+inline constexpr int64_t kWholeRowElements = 256 * 1024;
 // How far ahead of a panel that is read in place the memory is asked for.
 inline constexpr int64_t kFarBytes = 2048;
-// Work below which a second thread costs more than it brings, in multiply-adds and weight bytes.
+// Work below which a second thread costs more than it brings, in multiply-adds and in weight bytes.
 inline constexpr int64_t kParallelMultiplyAdds = 400 * 1000;
 inline constexpr int64_t kParallelBytes = 192 * 1024;
 
-inline int64_t PanelWidth(int64_t columns, int64_t panel) {
-  const int64_t left = columns - panel * kPanelColumns;
-  return left > kPanelAlignment ? kPanelColumns : kPanelAlignment;
+template <class T>
+bool WorthThreads(const ExecContext& ctx, int64_t rows, int64_t weights) {
+  return Threads(ctx) > 1 && (rows * weights >= kParallelMultiplyAdds ||
+                              weights * static_cast<int64_t>(sizeof(T)) >= kParallelBytes);
 }
 
-// The right factor of the forward product: packed panels, [inner, columns] to the tiles.
-template <class T>
-struct PackedRight {
-  using Element = T;
-  static constexpr bool kPacked = true;
-  const T* data;
-  int64_t inner;
-  int64_t columns;
+constexpr int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-  const T* Panel(int64_t panel) const { return data + panel * kPanelColumns * inner; }
-  const T* At(int64_t panel, int64_t step) const { return Panel(panel) + step * kPanelColumns; }
-  int64_t StepBytes() const { return kPanelColumns * static_cast<int64_t>(sizeof(T)); }
-  void Convert(int64_t panel, int64_t begin, int64_t steps, float* to) const {
-    const int64_t elements = steps * PanelWidth(columns, panel);
-    const T* from = Panel(panel) + begin * PanelWidth(columns, panel);
-    for (int64_t i = 0; i < elements; i += 16) Store16(Load16(from + i), to + i);
-  }
-};
-
-// The right factor of dx = dy W: the plain weight, whose rows are steps of the inner index.
-template <class T>
-struct PlainRight {
-  using Element = T;
-  static constexpr bool kPacked = false;
-  const T* data;
-  int64_t inner;
-  int64_t columns;
-
-  const T* At(int64_t panel, int64_t step) const {
-    return data + panel * kPanelColumns + step * columns;
-  }
-  int64_t StepBytes() const { return columns * static_cast<int64_t>(sizeof(T)); }
-  void Convert(int64_t panel, int64_t begin, int64_t steps, float* to) const {
-    const int64_t width = PanelWidth(columns, panel);
-    const int64_t used = std::min(width, columns - panel * kPanelColumns);
-    const T* from = At(panel, begin);
-    for (int64_t k = 0; k < steps; ++k, from += columns, to += width) {
-      for (int64_t j = 0; j < width; j += 16) {
-        Store16(Load16(from + j, static_cast<size_t>(std::max<int64_t>(0, used - j))), to + j);
-      }
-    }
-  }
-};
-
-// Where finished chains go: bias, then one rounding.
-template <class Y, class T>
-struct Output {
-  Y* y;
-  const T* bias;  // or null
-  int64_t columns;
-  bool saturate;
-
-  // Returns how many stores were saturated.
-  size_t Store(int64_t row, int64_t column, int64_t width, const float* chains) const {
-    const int64_t count = std::min(width, columns - column);
-    Y* to = y + row * columns + column;
-    size_t saturated = 0;
-    for (int64_t j = 0; j < count; j += 16) {
-      const auto used = static_cast<size_t>(count - j);
-      F32x16 v = Load16(chains + j);
-      if (bias != nullptr) v = v + Load16(bias + column + j, used);
-      if (saturate) {
-        saturated += StoreSaturated16(v, to + j, used < 16 ? used : 16);
-      } else {
-        Store16(v, to + j, used);
-      }
-    }
-    return saturated;
-  }
-};
-
-// Scratch of one thread.
-struct ProductScratch {
-  float* left;   // [block rows, left stride], where a task converts its own rows
-  float* panel;  // [steps, 32]
-  float* strip;  // [block rows, 32] chains of one panel
-};
-
-template <class A, class Right, class Y>
-class Product {
+// At most kTileRows rows: one tile high, the right factor converted in registers.
+template <class T, class Y>
+class FewRows {
  public:
-  using T = typename Right::Element;
+  FewRows(const T* left, int64_t rows, const PackedRight<T>& right, const Output<Y, T>& out)
+      : left_(left), rows_(rows), right_(right), out_(out) {}
 
-  Product(const A* left, int64_t rows, const Right& right, const Output<Y, T>& out)
-      : left_(left),
-        rows_(rows),
-        right_(right),
-        out_(out),
-        inner_(right.inner),
-        left_stride_((right.inner + 15) / 16 * 16 + 16),
-        panels_((right.columns + kPanelColumns - 1) / kPanelColumns) {}
-
-  void Run(const ExecContext& ctx) {
-    Plan(ctx);
+  void Run(const ExecContext& ctx) const {
+    const int64_t inner = right_.inner;
+    const int64_t units = CeilDivide(CeilDivide(right_.columns, kPanelColumns), kUnitPanels);
+    const int64_t tasks = WorthThreads<T>(ctx, rows_, inner * right_.columns)
+                              ? std::min<int64_t>(units, 4 * Threads(ctx))
+                              : 1;
     Workspace::Scope scope(ctx.workspace);
-    const int threads = row_blocks_ * groups_ == 1 ? 1 : Threads(ctx);
-    const bool shared_left = row_blocks_ == 1;
-    const int64_t left_floats = block_rows_ * left_stride_;
-    const int64_t panel_floats = std::min(inner_, kMaxSteps) * kPanelColumns;
-    const int64_t strip_floats = std::max<int64_t>(block_rows_, kTileRows) * kPanelColumns;
-    float* const left = scope.Array<float>(left_floats * (shared_left ? 1 : threads));
-    float* const panel = scope.Array<float>(panel_floats * threads);
-    float* const strip = scope.Array<float>(strip_floats * threads);
-    if (shared_left) {
-      ParallelRanges(ctx, rows_, std::max<int64_t>(1, 65536 / std::max<int64_t>(inner_, 1)),
-                     [&](int64_t begin, int64_t end, int) {
-                       ConvertLeft(begin, end, left + begin * left_stride_);
-                     });
-    }
-    ParallelFor(ctx, row_blocks_ * groups_, [&](int64_t task, int thread) {
-      const int64_t block = task / groups_, group = task % groups_;
-      const int64_t begin = rows_ * block / row_blocks_, end = rows_ * (block + 1) / row_blocks_;
-      const ProductScratch scratch{shared_left ? left : left + thread * left_floats,
-                                   panel + thread * panel_floats, strip + thread * strip_floats};
-      if (!shared_left) ConvertLeft(begin, end, scratch.left);
-      const int64_t unit = (panels_ + kWidePanels - 1) / kWidePanels;
-      const int64_t first = std::min(panels_, unit * group / groups_ * kWidePanels);
-      const int64_t last = std::min(panels_, unit * (group + 1) / groups_ * kWidePanels);
-      const size_t saturated = RunTask(begin, end, first, last, scratch);
+    const int64_t stride = CeilDivide(inner, 16) * 16 + 16;
+    float* const left = scope.Array<float>(static_cast<size_t>(rows_ * stride));
+    ConvertRows(left_, inner, 0, rows_, 0, inner, left, stride);
+    ParallelFor(ctx, tasks, [&](int64_t task, int) {
+      const int64_t panels = CeilDivide(right_.columns, kPanelColumns);
+      int64_t panel = units * task / tasks * kUnitPanels;
+      const int64_t last = std::min(panels, units * (task + 1) / tasks * kUnitPanels);
+      size_t saturated = 0;
+      // The fewer rows, the more panels at once: chains in flight and streams to read.
+      if constexpr (kTileColumns == kPanelColumns) {
+        if (rows_ <= kTileRows / 4) {
+          panel = RunPanels<2, 4>(left, stride, panel, last, &saturated);
+        } else if (rows_ <= kTileRows / 2) {
+          panel = RunPanels<2, 2>(left, stride, panel, last, &saturated);
+        }
+        panel = RunPanels<2, 1>(left, stride, panel, last, &saturated);
+        RunPanels<1, 1>(left, stride, panel, last, &saturated);
+      } else {
+        if (rows_ <= kTileRows / 2) panel = RunPanels<4, 1>(left, stride, panel, last, &saturated);
+        RunHalfPanels(left, stride, panel, last, &saturated);
+      }
       CountSaturated(ctx, static_cast<int64_t>(saturated));
     });
   }
 
  private:
-  static constexpr int64_t kWidePanels = 4;
+  static constexpr int64_t kUnitPanels = 4;
 
-  // Chooses blocks of rows and groups of panels; one task computes one block for one group.
-  void Plan(const ExecContext& ctx) {
-    const int64_t fit =
-        std::max<int64_t>(kTileRows, kMaxLeftElements / std::max<int64_t>(inner_, 1));
-    const int64_t most_rows = std::min(fit, kMaxBlockRows);
-    row_blocks_ = std::max<int64_t>(1, (rows_ + most_rows - 1) / most_rows);
-    groups_ = 1;
-    const int64_t threads = Threads(ctx);
-    const int64_t weights = inner_ * right_.columns;
-    const bool parallel =
-        threads > 1 && (rows_ * weights >= kParallelMultiplyAdds ||
-                        weights * static_cast<int64_t>(sizeof(T)) >= kParallelBytes);
-    if (parallel) {
-      if (row_blocks_ >= threads) {
-        row_blocks_ = (row_blocks_ + threads - 1) / threads * threads;
-      } else if (row_blocks_ == 1 && panels_ < 8 * threads && rows_ >= 2 * threads * kTileRows) {
-        row_blocks_ = threads;
-      } else {
-        groups_ = std::min((panels_ + kWidePanels - 1) / kWidePanels, 4 * threads);
-      }
-    }
-    block_rows_ = (rows_ + row_blocks_ - 1) / row_blocks_;
+  TileArgs<T> Args(const float* left, int64_t stride, int64_t panel) const {
+    TileArgs<T> args{};
+    args.a = left;
+    args.a_row = stride;
+    args.b = right_.At(panel, 0);
+    args.b_step = PanelWidth(right_.columns, panel);
+    args.b_panel = kPanelColumns * right_.inner;
+    args.steps = right_.inner;
+    args.next = args.b + kFarBytes / static_cast<int64_t>(sizeof(T));
+    args.next_step = right_.StepBytes();
+    args.next_interval = 1;
+    return args;
   }
 
-  void ConvertLeft(int64_t begin, int64_t end, float* to) const {
-    for (int64_t row = begin; row < end; ++row, to += left_stride_) {
-      const A* from = left_ + row * inner_;
-      int64_t k = 0;
-      for (; k + 16 <= inner_; k += 16) Store16(Load16(from + k), to + k);
-      if (k < inner_) Store16(Load16(from + k, static_cast<size_t>(inner_ - k)), to + k);
-    }
-  }
-
-  size_t RunTask(int64_t begin, int64_t end, int64_t first, int64_t last,
-                 const ProductScratch& scratch) const {
-    size_t saturated = 0;
-    const int64_t rows = end - begin;
-    int64_t panel = first;
-    if constexpr (Right::kPacked) {
-      if (rows <= kTileRows) {
-        panel = RunWide(begin, rows, first, last, scratch, &saturated);
-      }
-    }
-    for (; panel < last; ++panel) {
-      if constexpr (Right::kPacked) {
-        if (rows <= kTileRows || sizeof(T) == 4) {
-          const T* const data = right_.Panel(panel);
-          RunPanel<T>(begin, rows, panel,
-                      {data, 0, inner_, data + kFarBytes / sizeof(T), right_.StepBytes()}, scratch,
-                      &saturated);
-          continue;
-        }
-      }
-      const int64_t blocks = (inner_ + kMaxSteps - 1) / kMaxSteps;
-      for (int64_t block = 0; block < std::max<int64_t>(blocks, 1); ++block) {
-        const int64_t from = blocks == 0 ? 0 : inner_ * block / blocks;
-        const int64_t to = blocks == 0 ? 0 : inner_ * (block + 1) / blocks;
-        right_.Convert(panel, from, to - from, scratch.panel);
-        const T* const next = to < inner_ ? right_.At(panel, to) : right_.At(panel + 1, 0);
-        RunPanel<float>(begin, rows, panel, {scratch.panel, from, to, next, right_.StepBytes()},
-                        scratch, &saturated);
-      }
-    }
-    return saturated;
-  }
-
-  // Steps [begin, end) of a panel's inner index, and what will be read after them.
-  template <class B>
-  struct Steps {
-    const B* data;
-    int64_t begin;
-    int64_t end;
-    const T* next;
-    int64_t next_step;  // bytes
-  };
-
-  // All rows of a block by one panel.
-  template <class B>
-  void RunPanel(int64_t row, int64_t rows, int64_t panel, const Steps<B>& steps,
-                const ProductScratch& scratch, size_t* saturated) const {
-    const int64_t width = PanelWidth(right_.columns, panel);
-    const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-    const bool whole = steps.begin == 0 && steps.end == inner_;
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t begin = rows * tile / tiles, end = rows * (tile + 1) / tiles;
-      float* const chains = scratch.strip + (whole ? 0 : begin * kPanelColumns);
-      for (int64_t column = 0; column < width; column += kTileColumns) {
-        TileArgs<B> args{};
-        args.a = scratch.left + begin * left_stride_ + steps.begin;
-        args.a_row = left_stride_;
-        args.b = steps.data + column;
-        args.b_step = width;
-        args.steps = steps.end - steps.begin;
-        args.c = chains + column;
-        args.c_row = kPanelColumns;
-        args.continued = steps.begin != 0;
-        const bool first = tile == 0 && column == 0;
-        args.next = first ? static_cast<const void*>(steps.next) : args.a;
-        args.next_step = first ? steps.next_step : 0;
-        if (width - column >= kTileColumns) {
-          kTiles<2, 1, false, B>[end - begin - 1](args);
-        } else {
-          kTiles<1, 1, false, B>[end - begin - 1](args);
-        }
-      }
-      if (steps.end < inner_) continue;
-      for (int64_t r = begin; r < end; ++r) {
-        *saturated +=
-            out_.Store(row + r, panel * kPanelColumns, width, chains + (r - begin) * kPanelColumns);
-      }
-    }
-  }
-
-  // Few rows by several panels at once, which keeps more chains in flight and reads more streams.
-  template <int kPanels>
-  int64_t RunWideGroups(int64_t row, int64_t rows, int64_t panel, int64_t last,
-                        const ProductScratch& scratch, size_t* saturated) const {
-    constexpr int kVecs = static_cast<int>(kPanelColumns / kTileLanes);
-    constexpr int kMaxRows = kTileRows * 2 / (kVecs * kPanels);
-    constexpr int64_t kColumns = kPanels * kPanelColumns;
-    const int64_t full =
-        right_.columns > (panels_ - 1) * kPanelColumns + kPanelAlignment ? panels_ : panels_ - 1;
-    for (; panel + kPanels <= std::min(last, full); panel += kPanels) {
-      TileArgs<T> args{};
-      args.a = scratch.left;
-      args.a_row = left_stride_;
-      args.b = right_.Panel(panel);
-      args.b_step = kPanelColumns;
-      args.b_panel = kPanelColumns * inner_;
-      args.steps = inner_;
-      args.c = scratch.strip;
-      args.c_row = kColumns;
-      args.next = args.b + kPanels * args.b_panel;
-      args.next_step = kPanels * right_.StepBytes();
-      kTiles<kVecs, kPanels, false, T, kMaxRows>[rows - 1](args);
-      for (int64_t r = 0; r < rows; ++r) {
+  // Takes kPanels panels of kVecs registers at a time as long as such are left; returns the next
+  // panel.
+  template <int kVecs, int kPanels>
+  int64_t RunPanels(const float* left, int64_t stride, int64_t panel, int64_t last,
+                    size_t* saturated) const {
+    constexpr int64_t kWidth = kVecs * kTileLanes;
+    constexpr int kMaxRows = std::min(kTileRows, 2 * kTileRows / (kVecs * kPanels));
+    float chains[kMaxRows * kPanels * kWidth];
+    for (; panel + kPanels <= last; panel += kPanels) {
+      if (PanelWidth(right_.columns, panel + kPanels - 1) != kWidth) break;
+      TileArgs<T> args = Args(left, stride, panel);
+      args.c = chains;
+      args.c_row = kPanels * kWidth;
+      if (kPanels > 1) args.next = args.b + kPanels * args.b_panel;
+      args.next_step *= kPanels;
+      kTiles<kVecs, kPanels, false, T, kMaxRows>[rows_ - 1](args);
+      for (int64_t r = 0; r < rows_; ++r) {
         for (int64_t p = 0; p < kPanels; ++p) {
-          *saturated += out_.Store(row + r, (panel + p) * kPanelColumns, kPanelColumns,
-                                   scratch.strip + r * kColumns + p * kPanelColumns);
+          *saturated += out_.Store(r, panel + p, chains + (r * kPanels + p) * kWidth);
         }
       }
     }
     return panel;
   }
 
-  // Returns the first panel that is left to do.
-  int64_t RunWide(int64_t row, int64_t rows, int64_t first, int64_t last,
-                  const ProductScratch& scratch, size_t* saturated) const {
-    constexpr int kLanesRatio = static_cast<int>(kPanelColumns / kTileColumns);
-    if (rows == 0) return last;
-    if constexpr (kLanesRatio == 1) {
-      if (rows <= kTileRows / 4)
-        return RunWideGroups<4>(row, rows, first, last, scratch, saturated);
-      if (rows <= kTileRows / 2)
-        return RunWideGroups<2>(row, rows, first, last, scratch, saturated);
-    } else {
-      if (rows <= kTileRows / 2)
-        return RunWideGroups<1>(row, rows, first, last, scratch, saturated);
+  // Panels wider than a tile.
+  void RunHalfPanels(const float* left, int64_t stride, int64_t panel, int64_t last,
+                     size_t* saturated) const {
+    float chains[kTileRows * kPanelColumns];
+    for (; panel < last; ++panel) {
+      TileArgs<T> args = Args(left, stride, panel);
+      args.c_row = kPanelColumns;
+      for (int64_t column = 0; column < args.b_step; column += kTileColumns) {
+        args.b = right_.At(panel, 0) + column;
+        args.c = chains + column;
+        kTiles<2, 1, false, T>[rows_ - 1](args);
+      }
+      for (int64_t r = 0; r < rows_; ++r) {
+        *saturated += out_.Store(r, panel, chains + r * kPanelColumns);
+      }
     }
-    return first;
+  }
+
+  const T* left_;
+  int64_t rows_;
+  PackedRight<T> right_;
+  Output<Y, T> out_;
+};
+
+// Blocks of rows by groups of panels. Rows that are short enough are converted whole, and one panel
+// is finished after the other; else blocks of steps are outermost, and the chains of a group of
+// panels wait in memory for the next block. The plain weight is always read the second way: there a
+// panel is a column, and neighbouring panels share its pages.
+template <class A, class Right, class Y>
+class ManyRows {
+ public:
+  using T = typename Right::Element;
+
+  ManyRows(const A* left, int64_t rows, const Right& right, const Output<Y, T>& out)
+      : left_(left),
+        rows_(rows),
+        right_(right),
+        out_(out),
+        panels_(CeilDivide(right.columns, kPanelColumns)),
+        step_blocks_(std::max<int64_t>(1, CeilDivide(right.inner, kBlockSteps))),
+        block_steps_(CeilDivide(CeilDivide(right.inner, step_blocks_), 16) * 16),
+        whole_rows_(Right::kPacked && right.inner * kBlockRows / 2 <= kWholeRowElements),
+        // An odd number of cache lines, so that the rows of a tile do not share a cache set.
+        left_stride_((whole_rows_ ? step_blocks_ * block_steps_ : block_steps_) / 32 * 32 + 48) {}
+
+  void Run(const ExecContext& ctx) {
+    Plan(ctx);
+    Workspace::Scope scope(ctx.workspace);
+    const int64_t tasks = row_blocks_ * groups_;
+    const int threads = tasks == 1 ? 1 : Threads(ctx);
+    const int64_t block_rows = CeilDivide(rows_, row_blocks_);
+    const int64_t left_floats = block_rows * left_stride_;
+    const int64_t panel_floats = kBlockSteps * kPanelColumns;
+    const int64_t chain_panels = whole_rows_ ? 1 : CeilDivide(panels_, groups_);
+    const int64_t chain_floats =
+        std::max<int64_t>(block_rows, kTileRows) * chain_panels * kPanelColumns;
+    const int64_t floats = left_floats + panel_floats + chain_floats;
+    float* const scratch = scope.Array<float>(static_cast<size_t>(floats * threads));
+    ParallelFor(ctx, tasks, [&](int64_t task, int thread) {
+      const int64_t block = task / groups_, group = task % groups_;
+      float* const own = scratch + thread * floats;
+      const Task part{rows_ * block / row_blocks_,
+                      rows_ * (block + 1) / row_blocks_,
+                      panels_ * group / groups_,
+                      panels_ * (group + 1) / groups_,
+                      own,
+                      own + left_floats,
+                      own + left_floats + panel_floats};
+      CountSaturated(ctx, static_cast<int64_t>(RunTask(part)));
+    });
+  }
+
+ private:
+  // What one call computes, and its scratch.
+  struct Task {
+    int64_t row, end_row;
+    int64_t panel, end_panel;
+    float* left;   // [rows, kLeftStride], one block of steps
+    float* right;  // [kBlockSteps, 32], one panel of it
+    float*
+        chains;  // [panels, rows, 32] unfinished sums, or one tile where nothing stays unfinished
+  };
+
+  // How many blocks of rows and groups of panels.
+  void Plan(const ExecContext& ctx) {
+    const int64_t threads = Threads(ctx);
+    const int64_t fit = kWholeRowElements / std::max<int64_t>(right_.inner, 1);
+    row_blocks_ = CeilDivide(rows_, whole_rows_ ? std::min(kBlockRows, fit) : kBlockRows);
+    groups_ = whole_rows_ ? 1 : CeilDivide(panels_, kBlockPanels);
+    if (!WorthThreads<T>(ctx, rows_, right_.inner * right_.columns)) return;
+    if (row_blocks_ * groups_ >= 4 * threads) return;
+    if (row_blocks_ >= threads) {
+      row_blocks_ = CeilDivide(row_blocks_, threads) * threads;
+    } else if (panels_ >= 8 * threads) {
+      groups_ = std::max(groups_, std::min(panels_ / 4, 4 * threads));
+    } else if (rows_ >= 2 * threads * kTileRows) {
+      row_blocks_ = threads;
+    } else {
+      groups_ = std::min(panels_, threads);
+    }
+  }
+
+  size_t RunTask(const Task& task) const {
+    size_t saturated = 0;
+    if (whole_rows_) {
+      Convert(task, 0, right_.inner);
+      for (int64_t panel = task.panel; panel < task.end_panel; ++panel) {
+        for (int64_t block = 0; block < step_blocks_; ++block) {
+          saturated += RunPanel(task, panel, block, task.chains);
+        }
+      }
+      return saturated;
+    }
+    const int64_t chain_floats = (task.end_row - task.row) * kPanelColumns;
+    for (int64_t block = 0; block < step_blocks_; ++block) {
+      Convert(task, BlockBegin(block), BlockBegin(block + 1));
+      for (int64_t panel = task.panel; panel < task.end_panel; ++panel) {
+        saturated +=
+            RunPanel(task, panel, block, task.chains + (panel - task.panel) * chain_floats);
+      }
+    }
+    return saturated;
+  }
+
+  // Multiples of 16, so that no block but the last needs a partial vector.
+  int64_t BlockBegin(int64_t block) const { return std::min(right_.inner, block * block_steps_); }
+
+  void Convert(const Task& task, int64_t begin, int64_t end) const {
+    ConvertRows(left_, right_.inner, task.row, task.end_row - task.row, begin, end, task.left,
+                left_stride_);
+  }
+
+  // Where the right factor is read after one block of one panel.
+  const T* Next(const Task& task, int64_t panel, int64_t block) const {
+    const bool last_panel = panel + 1 == task.end_panel;
+    if (whole_rows_) {
+      return block + 1 < step_blocks_ ? right_.At(panel, BlockBegin(block + 1))
+                                      : right_.At(last_panel ? panel : panel + 1, 0);
+    }
+    return last_panel ? right_.At(task.panel, BlockBegin(block + 1))
+                      : right_.At(panel + 1, BlockBegin(block));
+  }
+
+  // One block of steps of one panel, for all rows of the task.
+  size_t RunPanel(const Task& task, int64_t panel, int64_t block, float* strip) const {
+    const int64_t begin = BlockBegin(block), steps = BlockBegin(block + 1) - begin;
+    const float* right = task.right;
+    if constexpr (Right::kPacked && sizeof(T) == 4) {
+      right = right_.At(panel, begin);
+    } else {
+      right_.Convert(panel, begin, steps, task.right);
+    }
+    TileArgs<float> args{};
+    args.a_row = left_stride_;
+    args.b_step = PanelWidth(right_.columns, panel);
+    args.steps = steps;
+    args.c_row = kPanelColumns;
+    args.continued = block != 0;
+    args.next_step = right_.StepBytes();
+    const T* const next = Next(task, panel, block);
+    const float* const left = task.left + (whole_rows_ ? begin : 0);
+
+    size_t saturated = 0;
+    const int64_t rows = task.end_row - task.row;
+    const int64_t tiles = CeilDivide(rows, kTileRows);
+    args.next_interval = tiles;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
+      float* const chains = strip + (step_blocks_ == 1 ? 0 : first * kPanelColumns);
+      args.a = left + first * left_stride_;
+      args.next =
+          next + tile * steps / tiles * (right_.StepBytes() / static_cast<int64_t>(sizeof(T)));
+      for (int64_t column = 0; column < args.b_step; column += kTileColumns) {
+        args.b = right + column;
+        args.c = chains + column;
+        if (args.b_step - column >= kTileColumns) {
+          kTiles<2, 1, false, float>[last - first - 1](args);
+        } else {
+          kTiles<1, 1, false, float>[last - first - 1](args);
+        }
+      }
+      if (block + 1 < step_blocks_) continue;
+      for (int64_t r = first; r < last; ++r) {
+        saturated += out_.Store(task.row + r, panel, chains + (r - first) * kPanelColumns);
+      }
+    }
+    return saturated;
   }
 
   const A* left_;
   int64_t rows_;
   Right right_;
   Output<Y, T> out_;
-  int64_t inner_;
-  int64_t left_stride_;
   int64_t panels_;
+  int64_t step_blocks_;
+  int64_t block_steps_;
+  bool whole_rows_;
+  int64_t left_stride_;
   int64_t row_blocks_ = 1;
   int64_t groups_ = 1;
-  int64_t block_rows_ = 0;
 };
 
 template <class Y, class T>
 void Forward(const ExecContext& ctx, ConstTensor x, const LinearWeight& weight, Tensor y) {
   const int64_t out = weight.weight.dim(0), in = weight.weight.dim(1);
-  const auto* packed = static_cast<const T*>(weight.packed.data());
+  const PackedRight<T> right{static_cast<const T*>(weight.packed.data()), in, out};
   const Output<Y, T> output{y.as<Y>(), weight.bias.as<T>(), out, true};
-  Product<T, PackedRight<T>, Y>(x.as<T>(), x.dim(0), {packed, in, out}, output).Run(ctx);
+  const int64_t rows = x.dim(0);
+  if (rows <= kTileRows) {
+    FewRows<T, Y>(x.as<T>(), rows, right, output).Run(ctx);
+  } else {
+    ManyRows<T, PackedRight<T>, Y>(x.as<T>(), rows, right, output).Run(ctx);
+  }
 }
 
 void LinearImpl(const ExecContext& ctx, ConstTensor x, const LinearWeight& weight, Tensor y) {
@@ -359,7 +352,7 @@ void LinearBackwardInputImpl(const ExecContext& ctx, ConstTensor dy, const Linea
   DispatchFloat(dy.dtype(), [&]<class T>() {
     const Output<T, T> output{dx.as<T>(), nullptr, in, false};
     const PlainRight<T> right{weight.weight.as<T>(), out, in};
-    Product<T, PlainRight<T>, T>(dy.as<T>(), dy.dim(0), right, output).Run(ctx);
+    ManyRows<T, PlainRight<T>, T>(dy.as<T>(), dy.dim(0), right, output).Run(ctx);
   });
 }
 

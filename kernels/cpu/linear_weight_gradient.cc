@@ -17,8 +17,14 @@
 HWY_BEFORE_NAMESPACE();
 namespace halfstep::cpu::HWY_NAMESPACE {
 
+// Tokens for which a converted panel of x (128 bytes a token) stays in the L1 cache beside a tile's
+// dy.
 inline constexpr int64_t kChunkTokens = 192;
+// Output features whose converted dy stays in the L2 cache.
+inline constexpr int64_t kBlockRows = 252;
 inline constexpr int64_t kParallelMultiplyAdds = 400 * 1000;
+
+constexpr int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // One rectangle of dweight: output features [out_begin, out_end), input features [in_begin,
 // in_end).
@@ -39,67 +45,86 @@ class WeightGradient {
         in_(x.dim(1)) {}
 
   void Run(const ExecContext& ctx) const {
-    const int64_t threads = Threads(ctx);
-    const bool parallel = threads > 1 && tokens_ * out_ * in_ >= kParallelMultiplyAdds;
-    // The longer side is divided, so that the factor every task converts again is the short one.
-    const bool split_out = out_ >= in_;
-    const int64_t unit = split_out ? kTileRows : kPanelColumns;
-    const int64_t units = ((split_out ? out_ : in_) + unit - 1) / unit;
-    const int64_t tasks = parallel ? std::min(units, 2 * threads) : 1;
-    const int64_t side = (units + tasks - 1) / tasks * unit;
-
-    Workspace::Scope scope(ctx.workspace);
+    const Grid grid = Divide(ctx);
+    const int64_t tasks = grid.out_blocks * grid.in_groups;
+    const int64_t threads = tasks == 1 ? 1 : Threads(ctx);
     const int64_t chunk = std::min(tokens_, kChunkTokens);
-    const int64_t left_rows = split_out ? std::min(side, out_) : out_;
-    const int64_t left_floats = ((left_rows + kTileRows - 1) / kTileRows + 1) * chunk * kPackedRows;
+    const int64_t tiles = CeilDivide(CeilDivide(out_, grid.out_blocks), kTileRows);
+    const int64_t left_floats = tiles * chunk * kPackedRows;
     const int64_t right_floats = chunk * kPanelColumns;
-    const int64_t lanes = tasks == 1 ? 1 : threads;
-    float* const left = scope.Array<float>(left_floats * lanes);
-    float* const right = scope.Array<float>(right_floats * lanes);
-    float* const edge = scope.Array<float>(kTileRows * kPanelColumns * lanes);
+    const int64_t floats = left_floats + right_floats + kTileRows * kPanelColumns;
+    Workspace::Scope scope(ctx.workspace);
+    float* const scratch = scope.Array<float>(static_cast<size_t>(floats * threads));
     ParallelFor(ctx, tasks, [&](int64_t task, int thread) {
-      const int64_t begin = units * task / tasks * unit;
-      const int64_t end = units * (task + 1) / tasks * unit;
-      const Rectangle part = split_out
-                                 ? Rectangle{std::min(begin, out_), std::min(end, out_), 0, in_}
-                                 : Rectangle{0, out_, std::min(begin, in_), std::min(end, in_)};
-      Accumulate(part, left + thread * left_floats, right + thread * right_floats,
-                 edge + thread * kTileRows * kPanelColumns);
+      const int64_t block = task / grid.in_groups, group = task % grid.in_groups;
+      const int64_t panels = CeilDivide(in_, kPanelColumns);
+      const Rectangle part{out_ * block / grid.out_blocks, out_ * (block + 1) / grid.out_blocks,
+                           panels * group / grid.in_groups * kPanelColumns,
+                           std::min(in_, panels * (group + 1) / grid.in_groups * kPanelColumns)};
+      float* const own = scratch + thread * floats;
+      Accumulate(part, {own, own + left_floats, own + left_floats + right_floats});
     });
   }
 
  private:
-  void Accumulate(const Rectangle& part, float* left, float* right, float* edge) const {
+  // How dweight is cut into tasks.
+  struct Grid {
+    int64_t out_blocks, in_groups;
+  };
+  // Of one thread.
+  struct Scratch {
+    float* left;   // [tiles, steps, 16]
+    float* right;  // [steps, 32]
+    float* edge;   // [kTileRows, 32]
+  };
+
+  Grid Divide(const ExecContext& ctx) const {
+    const int64_t threads = Threads(ctx);
+    const int64_t panels = CeilDivide(in_, kPanelColumns), tiles = CeilDivide(out_, kTileRows);
+    Grid grid{CeilDivide(out_, kBlockRows), 1};
+    if (threads == 1 || tokens_ * out_ * in_ < kParallelMultiplyAdds) return grid;
+    const int64_t missing = CeilDivide(2 * threads, grid.out_blocks);
+    if (missing <= 1) return grid;
+    // A task converts its own parts of both factors, so neither may become too narrow.
+    if (panels >= 4 * missing) {
+      grid.in_groups = missing;
+    } else if (tiles >= 3 * threads) {
+      grid.out_blocks = std::max(grid.out_blocks, threads);
+    } else {
+      grid.in_groups = std::min(panels, threads);
+    }
+    return grid;
+  }
+
+  void Accumulate(const Rectangle& part, const Scratch& scratch) const {
     const int64_t rows = part.out_end - part.out_begin;
-    const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+    const int64_t tiles = CeilDivide(rows, kTileRows);
+    const auto row = [&](int64_t tile) { return part.out_begin + rows * tile / tiles; };
     for (int64_t token = 0; token < tokens_; token += kChunkTokens) {
       const int64_t steps = std::min(kChunkTokens, tokens_ - token);
       for (int64_t tile = 0; tile < tiles; ++tile) {
-        PackLeft(token, steps, part.out_begin + rows * tile / tiles,
-                 part.out_begin + rows * (tile + 1) / tiles, left + tile * steps * kPackedRows);
+        PackLeft(token, steps, row(tile), row(tile + 1), scratch.left + tile * steps * kPackedRows);
       }
       if (part.in_begin == 0) AccumulateBias(token, steps, part);
       for (int64_t in = part.in_begin; in < part.in_end; in += kPanelColumns) {
         const int64_t columns = std::min(kPanelColumns, part.in_end - in);
-        ConvertRight(token, steps, in, columns, right);
+        ConvertRight(token, steps, in, columns, scratch.right);
+        TileArgs<float> args{};
+        args.b = scratch.right;
+        args.b_step = kPanelColumns;
+        args.steps = steps;
+        args.c_row = in_;
+        args.continued = true;
+        args.next_step = in_ * static_cast<int64_t>(sizeof(float));
+        args.next_interval = std::max<int64_t>(1, steps / kTileRows);
         for (int64_t tile = 0; tile < tiles; ++tile) {
-          const int64_t begin = part.out_begin + rows * tile / tiles;
-          const int64_t end = part.out_begin + rows * (tile + 1) / tiles;
-          TileArgs<float> args{};
-          args.a = left + tile * steps * kPackedRows;
-          args.b = right;
-          args.b_step = kPanelColumns;
-          args.steps = steps;
-          args.c = dweight_ + begin * in_ + in;
-          args.c_row = in_;
-          args.continued = true;
-          args.next = args.c;
-          if (tile + 1 < tiles) {
-            PrefetchChains(end, part.out_begin + rows * (tile + 2) / tiles, in);
-          } else {
-            PrefetchChains(part.out_begin, part.out_begin + rows / tiles, in + kPanelColumns);
-          }
-          RunTile(args, end - begin, columns, edge);
+          PrefetchRight(token + steps * tile / tiles, token + steps * (tile + 1) / tiles,
+                        in + kPanelColumns);
+          args.a = scratch.left + tile * steps * kPackedRows;
+          args.c = dweight_ + row(tile) * in_ + in;
+          args.next = tile + 1 < tiles ? dweight_ + row(tile + 1) * in_ + in
+                                       : dweight_ + part.out_begin * in_ + in + kPanelColumns;
+          RunTile(args, row(tile + 1) - row(tile), columns, scratch.edge);
         }
       }
     }
@@ -125,13 +150,11 @@ class WeightGradient {
     }
   }
 
-  // Brings chains that come next into the cache while a tile computes.
-  void PrefetchChains(int64_t begin, int64_t end, int64_t in) const {
+  // Asks for the part of the next panel that these tokens have.
+  void PrefetchRight(int64_t begin, int64_t end, int64_t in) const {
     if (in >= in_) return;
-    for (int64_t o = begin; o < end; ++o) {
-      const float* const row = dweight_ + o * in_ + in;
-      __builtin_prefetch(row, 1, 3);
-      __builtin_prefetch(row + 16, 1, 3);
+    for (int64_t token = begin; token < end; ++token) {
+      __builtin_prefetch(x_ + token * in_ + in, 0, 2);
     }
   }
 
