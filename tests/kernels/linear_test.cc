@@ -134,6 +134,27 @@ TEST_P(LinearTest, BackwardWeightMatchesTheReferenceAndAccumulates) {
   }
 }
 
+TEST(LinearReferenceTest, GradientsMatchFiniteDifferences) {
+  test::Random random(4);
+  const Shape tokens_in{4, 5}, tokens_out{4, 3}, out_in{3, 5};
+  OwnedTensor x = random.Normal(DType::kFloat64, tokens_in);
+  OwnedTensor weight = random.Normal(DType::kFloat64, out_in);
+  OwnedTensor bias = random.Normal(DType::kFloat64, {3});
+  const OwnedTensor dy = random.Normal(DType::kFloat64, tokens_out);
+  const auto loss = [&] {
+    OwnedTensor y = Zeros(DType::kFloat64, tokens_out);
+    reference::Linear(x, weight, bias, y);
+    return test::Inner(y, dy);
+  };
+  OwnedTensor dx = Zeros(DType::kFloat64, tokens_in);
+  OwnedTensor dweight = Zeros(DType::kFloat64, out_in), dbias = Zeros(DType::kFloat64, {3});
+  reference::LinearBackwardInput(dy, weight, dx);
+  reference::LinearBackwardWeight(dy, x, dweight, dbias);
+  EXPECT_TRUE(test::MatchesFiniteDifference(loss, x, dx, "dx"));
+  EXPECT_TRUE(test::MatchesFiniteDifference(loss, weight, dweight, "dweight"));
+  EXPECT_TRUE(test::MatchesFiniteDifference(loss, bias, dbias, "dbias"));
+}
+
 INSTANTIATE_TEST_SUITE_P(Targets, LinearTest, testing::ValuesIn(CpuTargets()),
                          [](const auto& target) { return target.param; });
 

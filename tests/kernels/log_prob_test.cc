@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -178,6 +179,64 @@ TEST_P(LogProbTest, SamplerAndLearnerAgreeBitForBit) {
       }
       const Forward learner = Compute(shared, hidden, head, tokens, temperature);
       EXPECT_TRUE(SameBits(learner.log_probs, log_probs, Name(dtype)));
+    }
+  }
+}
+
+TEST(LogProbReferenceTest, GradientMatchesFiniteDifferences) {
+  test::Random random(5);
+  OwnedTensor logits = random.Normal(DType::kFloat64, {3, 7});
+  const OwnedTensor targets = random.Ids(3, 7);
+  const OwnedTensor dlog_probs = random.Normal(DType::kFloat64, {3});
+  const auto loss = [&] {
+    OwnedTensor log_probs = Zeros(DType::kFloat64, {3}), entropy = Zeros(DType::kFloat64, {3});
+    OwnedTensor lse = Zeros(DType::kFloat64, {3});
+    reference::LogProb(logits, targets, 0.7, log_probs, entropy, lse);
+    return test::Inner(log_probs, dlog_probs);
+  };
+  OwnedTensor dlogits = Zeros(DType::kFloat64, {3, 7});
+  reference::LogProbBackward(dlog_probs, logits, targets, 0.7, dlogits);
+  EXPECT_TRUE(test::MatchesFiniteDifference(loss, logits, dlogits, "dlogits"));
+}
+
+TEST(LogProbBitwiseTest, BatchThreadsAndTargetsComputeTheSameBits) {
+  test::Random random(6);
+  TestContext one;
+  const Dims dims{150, 40, 301};
+  for (const DType dtype : kRealDTypes) {
+    const OwnedTensor hidden = random.Normal(dtype, {dims.rows, dims.hidden});
+    const Head head = MakeHead(one, random, dtype, dims);
+    const OwnedTensor targets = random.Ids(dims.rows, static_cast<int32_t>(dims.vocab));
+    const OwnedTensor dlog_probs = random.Normal(DType::kFloat32, {dims.rows});
+    const auto backward = [&](const ExecContext& ctx, const Forward& forward, int64_t step) {
+      std::pair<OwnedTensor, OwnedTensor> out{Zeros(dtype, {dims.rows, dims.hidden}),
+                                              Zeros(DType::kFloat32, {dims.vocab, dims.hidden})};
+      for (int64_t r = 0; r < dims.rows; r += step) {
+        const auto rows = [&](const OwnedTensor& x) {
+          return x.view().Rows(r, std::min(step, dims.rows - r));
+        };
+        LmHeadLogProbBackward(ctx, rows(dlog_probs), rows(hidden), head.view(), rows(targets), 0.9f,
+                              rows(forward.lse), out.first.view().Rows(r, rows(hidden).dim(0)),
+                              out.second);
+      }
+      return out;
+    };
+    const Forward want = Compute(one, hidden, head, targets, 0.9f);
+    const auto want_gradient = backward(one, want, dims.rows);
+    for (const std::string& target : CpuTargets()) {
+      for (const int threads : {1, 2, 3}) {
+        SetCpuTargetForTest(target);
+        TestContext ctx(threads);
+        const std::string name = std::string(Name(dtype)) + " " + target;
+        const Forward got = Compute(ctx, hidden, head, targets, 0.9f);
+        EXPECT_TRUE(SameBits(got.log_probs, want.log_probs, name));
+        EXPECT_TRUE(SameBits(got.entropy, want.entropy, name));
+        EXPECT_TRUE(SameBits(got.lse, want.lse, name));
+        const auto gradient = backward(ctx, got, 37);
+        EXPECT_TRUE(SameBits(gradient.first, want_gradient.first, name));
+        EXPECT_TRUE(SameBits(gradient.second, want_gradient.second, name));
+        SetCpuTargetForTest("");
+      }
     }
   }
 }
