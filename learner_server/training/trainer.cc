@@ -49,7 +49,7 @@ absl::Status Trainer::Train() {
   if (progress.step == 0 && parts_.eval_prompts != nullptr && !progress.base_accuracy) {
     std::optional<EvaluationResult> base;
     HALFSTEP_RETURN_IF_ERROR(EvaluateNow(&base));
-    HALFSTEP_RETURN_IF_ERROR(parts_.folder->AppendMetrics(EvaluationLine(0, *base)));
+    AppendMetrics(EvaluationLine(0, *base));
   }
   const int64_t checkpoint_every = parts_.settings->checkpoint_every;
   while (progress.step < parts_.settings->steps) {
@@ -61,9 +61,10 @@ absl::Status Trainer::Train() {
     absl::Status evaluated;
     if (EvaluationIsDue()) evaluated = EvaluateNow(&record.evaluation);
     // A step counts once it was trained, also when its evaluation was interrupted.
-    HALFSTEP_RETURN_IF_ERROR(Report(record));
+    Report(record);
     HALFSTEP_RETURN_IF_ERROR(evaluated);
-    if (checkpoint_every > 0 && progress.step % checkpoint_every == 0) Checkpoint();
+    const bool last = progress.step == parts_.settings->steps;
+    if (!last && checkpoint_every > 0 && progress.step % checkpoint_every == 0) Checkpoint();
   }
   return Finish();
 }
@@ -194,8 +195,24 @@ absl::Status Trainer::EvaluateNow(std::optional<EvaluationResult>* result) {
   return absl::OkStatus();
 }
 
-absl::Status Trainer::Report(const StepRecord& record) {
-  HALFSTEP_RETURN_IF_ERROR(parts_.folder->AppendMetrics(MetricsLine(record)));
+void Trainer::EmitNotice(const std::string& reason, const std::string& message) {
+  LogError(message, {{"reason", reason}});
+  v1::TrainingJobEvent event;
+  event.mutable_notice()->set_reason(reason);
+  event.mutable_notice()->set_message(message);
+  parts_.control->Emit(std::move(event));
+}
+
+void Trainer::AppendMetrics(const std::string& line) {
+  const absl::Status status = parts_.folder->AppendMetrics(line);
+  if (status.ok() || metrics_failed_) return;
+  metrics_failed_ = true;
+  EmitNotice("METRICS_FAILED",
+             absl::StrCat("lines of metrics.jsonl are missing: ", status.message()));
+}
+
+void Trainer::Report(const StepRecord& record) {
+  AppendMetrics(MetricsLine(record));
   Export(record, parts_.metrics);
   if (parts_.client != nullptr) {
     const BufferCounters counters = parts_.client->counters();
@@ -214,7 +231,6 @@ absl::Status Trainer::Report(const StepRecord& record) {
   const std::map<std::string, double> metrics = MetricsOf(record);
   finished->mutable_metrics()->insert(metrics.begin(), metrics.end());
   parts_.control->Emit(std::move(event));
-  return absl::OkStatus();
 }
 
 void Trainer::Checkpoint() {
@@ -229,23 +245,22 @@ void Trainer::Checkpoint() {
   if (!published_.empty()) contents.older_weights.assign(published_.begin(), published_.end() - 1);
   const absl::Status status = WriteCheckpoint(*parts_.checkpoints, contents);
   parts_.metrics->step_duration["checkpoint"].Observe(absl::ToDoubleSeconds(absl::Now() - start));
-  v1::TrainingJobEvent event;
-  if (status.ok()) {
-    checkpoint_step_ = progress.step;
-    checkpoint_ = parts_.checkpoints->PathOf(progress.step);
-    parts_.metrics->last_checkpoint_timestamp.Set(
-        absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
-    event.mutable_checkpoint_written()->set_step(progress.step);
-    event.mutable_checkpoint_written()->set_path(checkpoint_);
-  } else {
+  if (!status.ok()) {
     parts_.metrics->checkpoint_failures.Increment();
-    const std::string message = absl::StrCat(
-        "no checkpoint after step ", progress.step, ": ", status.message(), "; training goes on, ",
-        checkpoint_.empty() ? "there is none yet" : absl::StrCat("the last one is ", checkpoint_));
-    LogError(message, {{"reason", ReasonOf(status)}});
-    event.mutable_notice()->set_reason("CHECKPOINT_FAILED");
-    event.mutable_notice()->set_message(message);
+    EmitNotice("CHECKPOINT_FAILED",
+               absl::StrCat("no checkpoint after step ", progress.step, ": ", status.message(),
+                            "; training goes on, ",
+                            checkpoint_.empty() ? "there is none yet"
+                                                : absl::StrCat("the last one is ", checkpoint_)));
+    return;
   }
+  checkpoint_step_ = progress.step;
+  checkpoint_ = parts_.checkpoints->PathOf(progress.step);
+  parts_.metrics->last_checkpoint_timestamp.Set(
+      absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
+  v1::TrainingJobEvent event;
+  event.mutable_checkpoint_written()->set_step(progress.step);
+  event.mutable_checkpoint_written()->set_path(checkpoint_);
   parts_.control->Emit(std::move(event));
 }
 

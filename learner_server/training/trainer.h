@@ -62,7 +62,9 @@ class Trainer {
   absl::Status EvaluateNow(std::optional<EvaluationResult>* result);
   bool EvaluationIsDue() const;
   void AddToProgress(const TrainBatch& batch, const StepRecord& record);
-  absl::Status Report(const StepRecord& record);
+  void Report(const StepRecord& record);
+  void AppendMetrics(const std::string& line);
+  void EmitNotice(const std::string& reason, const std::string& message);
   // Goes on without one when it cannot be written, and says so.
   void Checkpoint();
   absl::Status Finish();
@@ -74,6 +76,7 @@ class Trainer {
   std::vector<std::shared_ptr<const WeightSet>> published_;  // older ones, then the current one
   int64_t checkpoint_step_ = -1;
   std::string checkpoint_;
+  bool metrics_failed_ = false;  // said once
   BufferCounters exported_counters_;
   int64_t groups_reassigned_before_ = 0;  // by earlier attempts of this run
 };
