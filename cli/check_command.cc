@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// check: everything that can be wrong with a job, without running it.
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "cli/commands.h"
+#include "cli/learner_client.h"
+#include "common/base/status_macros.h"
+#include "common/config/enum_names.h"
+#include "common/config/load_spec.h"
+#include "common/config/resolve_spec.h"
+#include "common/config/spec_text.h"
+#include "common/rpc/flags.h"
+#include "learner_server/training/training_job_runner.h"
+
+namespace halfstep {
+namespace {
+
+struct CheckArguments {
+  std::string file;
+  std::string root;
+  ChannelOptions learner;
+  double timeout_seconds = 60;
+};
+
+// Files, model, tokenizer and data, as a learner with this root would find them.
+absl::Status CheckHere(const v1::TrainingJobSpec& resolved, const std::string& root) {
+  TrainingJobRunnerOptions options;
+  std::error_code problem;
+  options.root = std::filesystem::canonical(root, problem).string();
+  if (problem) return absl::NotFoundError(absl::StrCat("--root ", root, " is not a folder"));
+  return TrainingJobRunner(options, nullptr, nullptr).Check(resolved);
+}
+
+absl::Status CheckThere(const v1::TrainingJobSpec& spec, const CheckArguments& arguments) {
+  HALFSTEP_ASSIGN_OR_RETURN(
+      const auto client,
+      LearnerClient::Make(arguments.learner, absl::Seconds(arguments.timeout_seconds)));
+  v1::CreateTrainingJobRequest request;
+  *request.mutable_spec() = spec;
+  request.set_validate_only(true);
+  return client->Create(request).status();
+}
+
+void PrintPlan(const v1::TrainingJobSpec& spec, const std::vector<std::string>& checked,
+               CommandContext& context) {
+  if (context.format == OutputFormat::kJson) {
+    context.out << nlohmann::ordered_json{{"ok", true},
+                                          {"checked", checked},
+                                          {"spec", nlohmann::ordered_json::parse(SpecToJson(spec))}}
+                       .dump(2)
+                << "\n";
+    return;
+  }
+  const v1::BatchSpec& batch = spec.batch();
+  const bool rl = spec.objective() == v1::OBJECTIVE_RL;
+  const int64_t rows = batch.prompts() * (rl ? batch.samples() : 1);
+  PrintTable(
+      {{"objective",
+        absl::StrCat(YamlName(spec.objective()), ", ", spec.steps(), " steps, seed ", spec.seed())},
+       {"batch", rl ? absl::StrCat(batch.prompts(), " prompts x ", batch.samples(), " samples = ",
+                                   rows, " sequences per step, ", rows * spec.steps(), " in all")
+                    : absl::StrCat(rows, " rows per step, ", rows * spec.steps(), " in all")},
+       {"updates",
+        absl::StrCat(batch.updates(), " per step, ", rows / batch.updates(),
+                     " sequences each; at most ", batch.micro_batch_tokens(), " tokens at a time")},
+       {"precision",
+        absl::StrCat("rollout ", YamlName(spec.precision().rollout()), ", learner ",
+                     YamlName(spec.precision().learner()), ", profile ", YamlName(spec.profile()))},
+       {"output", spec.output_dir().empty() ? "named after the job" : spec.output_dir()}},
+      context.out);
+  for (const std::string& what : checked) context.out << "ok: " << what << "\n";
+}
+
+absl::Status Check(const CheckArguments& arguments, CommandContext& context) {
+  v1::TrainingJobSpec spec;
+  HALFSTEP_RETURN_IF_ERROR(LoadSpecFile(arguments.file, &spec));
+  std::vector<std::string> checked = {"job file"};
+  v1::TrainingJobSpec resolved = spec;
+  ResolveSpec("check", &resolved);
+  if (!arguments.root.empty()) {
+    HALFSTEP_RETURN_IF_ERROR(CheckHere(resolved, arguments.root));
+    checked.push_back(absl::StrCat("model, tokenizer and data below ", arguments.root));
+  }
+  if (!arguments.learner.target.empty()) {
+    HALFSTEP_RETURN_IF_ERROR(CheckThere(spec, arguments));
+    checked.push_back(absl::StrCat("the learner at ", arguments.learner.target, " would take it"));
+  }
+  if (spec.output_dir().empty()) resolved.clear_output_dir();
+  PrintPlan(resolved, checked, context);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddCheckCommand(CLI::App& app, CommandContext& context) {
+  auto arguments = std::make_shared<CheckArguments>();
+  CLI::App* check =
+      app.add_subcommand("check", "Find what is wrong with a job, without running it");
+  check->add_option("file", arguments->file, "Job file (YAML)")->required();
+  check->add_option("--root", arguments->root,
+                    "Also look at model, tokenizer and data below this folder");
+  check->add_option("--learner", arguments->learner.target, "Also ask this learner, host:port");
+  check->add_option("--timeout", arguments->timeout_seconds, "Seconds the learner may take")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  AddChannelFlags(*check, arguments->learner);
+  AddFormatOption(*check, context);
+  check->callback([arguments, &context] { context.Finish(Check(*arguments, context)); });
+}
+
+}  // namespace halfstep
