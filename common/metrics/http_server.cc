@@ -7,12 +7,14 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstring>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "common/base/error_reason.h"
@@ -20,13 +22,16 @@
 
 namespace halfstep {
 
-struct HttpServer::Impl {
-  HttpServerOptions options;
-  mg_context* context = nullptr;
-  int port = 0;
-};
-
 namespace {
+
+constexpr size_t kEnoughToExplain = 500;
+
+// What CivetWeb's callbacks are given.
+struct Shared {
+  HttpServerOptions options;
+  absl::Mutex mutex;
+  std::string first_messages ABSL_GUARDED_BY(mutex);  // of CivetWeb's log, joined
+};
 
 struct Response {
   int code = 200;
@@ -59,10 +64,10 @@ Response Answer(const HttpServerOptions& options, const std::string& method,
 
 int HandleRequest(mg_connection* connection) {
   const mg_request_info* request = mg_get_request_info(connection);
-  const auto* options = static_cast<const HttpServerOptions*>(request->user_data);
+  const auto* shared = static_cast<const Shared*>(request->user_data);
   const std::string method = request->request_method;
   const std::string path = request->local_uri == nullptr ? "" : request->local_uri;
-  const Response response = Answer(*options, method, path);
+  const Response response = Answer(shared->options, method, path);
   const std::string head = absl::StrCat("HTTP/1.1 ", response.code, " ", response.reason,
                                         "\r\nContent-Type: ", response.type,
                                         "\r\nContent-Length: ", response.body.size(),
@@ -72,8 +77,12 @@ int HandleRequest(mg_connection* connection) {
   return response.code;
 }
 
-int LogMessage(const mg_connection*, const char* message) {
+int LogMessage(const mg_connection* connection, const char* message) {
   LogDebug("http", {{"message", message}});
+  auto* shared = static_cast<Shared*>(mg_get_user_data(mg_get_context(connection)));
+  absl::MutexLock lock(&shared->mutex);
+  if (shared->first_messages.size() > kEnoughToExplain) return 1;
+  absl::StrAppend(&shared->first_messages, shared->first_messages.empty() ? "" : "; ", message);
   return 1;
 }
 
@@ -102,13 +111,20 @@ void Knock(std::string host, int port) {
 }
 
 absl::Status StartError(const std::string& address, const std::string& detail) {
-  return Error(
-      absl::StatusCode::kUnavailable, "ADDRESS_IN_USE",
-      absl::StrCat("cannot serve HTTP on ", address, ": ", detail,
-                   "; stop the process that listens there or give another --http-address"));
+  const bool in_use = detail.find(std::strerror(EADDRINUSE)) != std::string::npos;
+  return Error(absl::StatusCode::kUnavailable, in_use ? "ADDRESS_IN_USE" : "CANNOT_LISTEN",
+               absl::StrCat("cannot serve HTTP on ", address, ": ", detail, "; ",
+                            in_use ? "stop the process that listens there or give" : "give",
+                            " another --http-address"));
 }
 
 }  // namespace
+
+struct HttpServer::Impl {
+  Shared shared;
+  mg_context* context = nullptr;
+  int port = 0;
+};
 
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(HttpServerOptions options) {
   const std::string address = options.address;
@@ -117,7 +133,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(HttpServerOptions 
         absl::StrCat("'", address, "' is not an address; write host:port, such as 127.0.0.1:9464"));
   }
   auto impl = std::make_unique<Impl>();
-  impl->options = std::move(options);
+  impl->shared.options = std::move(options);
 
   // Few threads and short requests: this port is for one scraper and some probes.
   const char* settings[] = {"listening_ports",    address.c_str(), "num_threads", "4",
@@ -126,14 +142,11 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(HttpServerOptions 
   std::memset(&callbacks, 0, sizeof(callbacks));
   callbacks.begin_request = HandleRequest;
   callbacks.log_message = LogMessage;
-  mg_init_data init = {&callbacks, &impl->options, settings};
-  char text[256] = "";
-  mg_error_data error = {};
-  error.text = text;
-  error.text_buffer_size = sizeof(text);
-  impl->context = mg_start2(&init, &error);
+  mg_init_data init = {&callbacks, &impl->shared, settings};
+  impl->context = mg_start2(&init, nullptr);
   if (impl->context == nullptr) {
-    return StartError(address, text[0] == '\0' ? "the port cannot be bound" : text);
+    absl::MutexLock lock(&impl->shared.mutex);
+    return StartError(address, impl->shared.first_messages);
   }
   mg_server_port port;
   if (mg_get_server_ports(impl->context, 1, &port) != 1) {
@@ -150,7 +163,7 @@ HttpServer::~HttpServer() {
   // CivetWeb looks for its stop flag only after an accept or every two seconds.
   absl::Notification stopped;
   std::thread knocker([&] {
-    const std::string& address = impl_->options.address;
+    const std::string& address = impl_->shared.options.address;
     const std::string host = address.substr(0, address.rfind(':'));
     do {
       Knock(host, impl_->port);

@@ -24,8 +24,8 @@ struct HttpServerOptions {
 // Serves from Start until destruction, which waits for the requests in progress. Thread-safe.
 class HttpServer {
  public:
-  // UNAVAILABLE (reason ADDRESS_IN_USE) when another process listens there, INVALID_ARGUMENT when
-  // the address cannot be understood.
+  // UNAVAILABLE when the address cannot be listened on, with reason ADDRESS_IN_USE when another
+  // process does so, else CANNOT_LISTEN; INVALID_ARGUMENT when the address cannot be understood.
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(HttpServerOptions options);
   ~HttpServer();
   HttpServer(const HttpServer&) = delete;

@@ -91,6 +91,14 @@ TEST_F(HttpServerTest, PortInUseIsAClearError) {
               HasSubstr(absl::StrCat("127.0.0.1:", server_->port())));
 }
 
+TEST(HttpServerAddressTest, AnAddressOfAnotherMachineIsAnotherError) {
+  HttpServerOptions options;
+  options.address = "192.0.2.1:0";
+  const absl::Status status = HttpServer::Start(std::move(options)).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(ReasonOf(status), "CANNOT_LISTEN") << status;
+}
+
 TEST(HttpServerAddressTest, RefusesWhatIsNotAnAddress) {
   for (const char* address : {"", "8080", "localhost", "127.0.0.1:x", "127.0.0.1:99999", ":80",
                               "127.0.0.1:1,127.0.0.1:2"}) {
