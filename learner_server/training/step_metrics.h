@@ -37,7 +37,7 @@ struct StepRecord {
   int64_t updates_applied() const;
 };
 
-// By the names of metrics.jsonl (docs/metrics.md). Durations in seconds.
+// By the names of metrics.jsonl (docs/run_folder.md). Durations in seconds.
 std::map<std::string, double> MetricsOf(const StepRecord& record);
 
 // One line of metrics.jsonl, without the newline: the metrics, and the name of the first parameter

@@ -77,16 +77,10 @@ absl::Status JobRun::Prepare(const std::string& job_id, const v1::TrainingJobSpe
   HALFSTEP_ASSIGN_OR_RETURN(CheckpointStore store,
                             CheckpointStore::Open(folder_->checkpoints(), options_.incarnation));
   checkpoints_.emplace(std::move(store));
-  try {
-    state_ = std::make_unique<TrainState>(inputs_.model.config, inputs_.model.layout,
-                                          settings_.learner_dtype, inputs_.max_sequence_tokens,
-                                          settings_.loss_scale);
-    return InitializeState();
-  } catch (const std::bad_alloc&) {
-    return Error(absl::StatusCode::kResourceExhausted, "OUT_OF_MEMORY",
-                 absl::StrCat("not enough memory for the weights and moments of ",
-                              inputs_.model.layout->parameter_count(), " parameters"));
-  }
+  state_ = std::make_unique<TrainState>(inputs_.model.config, inputs_.model.layout,
+                                        settings_.learner_dtype, inputs_.max_sequence_tokens,
+                                        settings_.loss_scale);
+  return InitializeState();
 }
 
 absl::Status JobRun::InitializeState() {
@@ -188,8 +182,16 @@ absl::StatusOr<RunResult> TrainingJobRunner::Run(const std::string& job_id, uint
                                                  const v1::TrainingJobSpec& spec,
                                                  RunControl* control, v1::RunSummary* summary) {
   JobRun run(options_, control);
-  const absl::Status prepared = run.Prepare(job_id, spec);
-  absl::StatusOr<RunResult> result = prepared.ok() ? run.Train(epoch, pool_, metrics_) : prepared;
+  absl::StatusOr<RunResult> result = [&]() -> absl::StatusOr<RunResult> {
+    try {
+      HALFSTEP_RETURN_IF_ERROR(run.Prepare(job_id, spec));
+      return run.Train(epoch, pool_, metrics_);
+    } catch (const std::bad_alloc&) {
+      return Error(absl::StatusCode::kResourceExhausted, "OUT_OF_MEMORY",
+                   "not enough memory for the model, its moments and the activations of a "
+                   "micro-batch; lower batch.micro_batch_tokens or take a larger machine");
+    }
+  }();
   run.Summarize(summary);
   return result;
 }

@@ -282,6 +282,19 @@ TEST_F(TrainingJobRunnerTest, LossScaleFloorEndsTheJobWithItsReason) {
   EXPECT_EQ(learner.summary().final_loss_scale(), 0x1p58);
 }
 
+TEST_F(TrainingJobRunnerTest, ScaleThatNeverWorksEndsTheJobWithItsReason) {
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("diverged", 30);
+  spec.mutable_loss_scale()->set_preset(v1::LOSS_SCALE_PRESET_STATIC);
+  spec.mutable_loss_scale()->set_initial(0x1p100);
+  LocalRolloutPool pool;
+  TinyLearner learner(root(), &pool);
+  EXPECT_EQ(ReasonOf(learner.Run("diverged", spec).status()), "DIVERGED");
+  EXPECT_EQ(learner.summary().skipped_steps(), 20);
+  EXPECT_EQ(learner.summary().final_loss_scale(), 0x1p100);
+  EXPECT_EQ(ReadLines(root() + "/diverged/metrics.jsonl").back()["policy_version"], 0);
+  EXPECT_THAT(learner.Scrape(), HasSubstr("halfstep_learner_skipped_steps_total 19"));
+}
+
 TEST_F(TrainingJobRunnerTest, RefusesAFolderWithOtherThings) {
   std::filesystem::create_directories(root() + "/full");
   WriteText(root() + "/full/notes.txt", "mine");
