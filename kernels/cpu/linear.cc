@@ -102,8 +102,8 @@ class FewRows {
   int64_t RunPanels(const float* left, int64_t stride, int64_t panel, int64_t last,
                     size_t* saturated) const {
     constexpr int64_t kWidth = kVecs * kTileLanes;
-    constexpr int kMaxRows = std::min(kTileRows, 2 * kTileRows / (kVecs * kPanels));
-    float chains[kMaxRows * kPanels * kWidth];
+    float chains[kMaxTileRows<kVecs, kPanels> * kPanels * kWidth];
+    const TileFunction<T> tile = TileFor<kVecs, kPanels, false, T>(rows_);
     for (; panel + kPanels <= last; panel += kPanels) {
       if (PanelWidth(right_.columns, panel + kPanels - 1) != kWidth) break;
       TileArgs<T> args = Args(left, stride, panel);
@@ -111,7 +111,7 @@ class FewRows {
       args.c_row = kPanels * kWidth;
       if (kPanels > 1) args.next = args.b + kPanels * args.b_panel;
       args.next_step *= kPanels;
-      kTiles<kVecs, kPanels, false, T, kMaxRows>[rows_ - 1](args);
+      tile(args);
       for (int64_t r = 0; r < rows_; ++r) {
         for (int64_t p = 0; p < kPanels; ++p) {
           *saturated += out_.Store(r, panel + p, chains + (r * kPanels + p) * kWidth);
@@ -125,13 +125,14 @@ class FewRows {
   void RunHalfPanels(const float* left, int64_t stride, int64_t panel, int64_t last,
                      size_t* saturated) const {
     float chains[kTileRows * kPanelColumns];
+    const TileFunction<T> tile = TileFor<2, 1, false, T>(rows_);
     for (; panel < last; ++panel) {
       TileArgs<T> args = Args(left, stride, panel);
       args.c_row = kPanelColumns;
       for (int64_t column = 0; column < args.b_step; column += kTileColumns) {
         args.b = right_.At(panel, 0) + column;
         args.c = chains + column;
-        kTiles<2, 1, false, T>[rows_ - 1](args);
+        tile(args);
       }
       for (int64_t r = 0; r < rows_; ++r) {
         *saturated += out_.Store(r, panel, chains + r * kPanelColumns);
@@ -290,17 +291,15 @@ class ManyRows {
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
       float* const chains = strip + (step_blocks_ == 1 ? 0 : first * kPanelColumns);
+      const TileFunction<float> full = TileFor<2, 1, false, float>(last - first);
+      const TileFunction<float> half = TileFor<1, 1, false, float>(last - first);
       args.a = left + first * left_stride_;
       args.next =
           next + tile * steps / tiles * (right_.StepBytes() / static_cast<int64_t>(sizeof(T)));
       for (int64_t column = 0; column < args.b_step; column += kTileColumns) {
         args.b = right + column;
         args.c = chains + column;
-        if (args.b_step - column >= kTileColumns) {
-          kTiles<2, 1, false, float>[last - first - 1](args);
-        } else {
-          kTiles<1, 1, false, float>[last - first - 1](args);
-        }
+        (args.b_step - column >= kTileColumns ? full : half)(args);
       }
       if (block + 1 < step_blocks_) continue;
       for (int64_t r = first; r < last; ++r) {

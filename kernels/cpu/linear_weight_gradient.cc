@@ -159,12 +159,13 @@ class WeightGradient {
   }
 
   void RunTile(TileArgs<float> args, int64_t rows, int64_t columns, float* edge) const {
+    const TileFunction<float> tile = TileFor<2, 1, true, float>(rows);
     if (columns == kPanelColumns) {
       for (int64_t column = 0; column < kPanelColumns; column += kTileColumns) {
         TileArgs<float> part = args;
         part.b += column;
         part.c += column;
-        kTiles<2, 1, true, float>[rows - 1](part);
+        tile(part);
       }
       return;
     }
@@ -179,7 +180,7 @@ class WeightGradient {
       part.b += column;
       part.c = edge + column;
       part.c_row = kPanelColumns;
-      kTiles<2, 1, true, float>[rows - 1](part);
+      tile(part);
     }
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t j = 0; j < columns; ++j) c[r * args.c_row + j] = edge[r * kPanelColumns + j];

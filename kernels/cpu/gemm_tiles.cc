@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// The bodies of the register tiles, apart from the code that drives them because they are many,
+// large and without anything for a sanitizer to find: sanitized builds compile this file plainly.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/gemm_tiles.cc"
+#include "hwy/foreach_target.h"  // must come before highway.h
+
+#include <array>
+#include <utility>
+
+#include "kernels/cpu/gemm-inl.h"
+
+// After the parameters of a lambda whose body must become part of the function around it.
+#undef HALFSTEP_INLINE_LAMBDA
+#define HALFSTEP_INLINE_LAMBDA __attribute__((always_inline))
+
+HWY_BEFORE_NAMESPACE();
+namespace halfstep::cpu::HWY_NAMESPACE {
+
+// How far ahead of the tile the right factor is brought to the L1 cache.
+inline constexpr int64_t kNearBytes = 512;
+
+// Calls f with the compile-time constants 0 .. count - 1: an array indexed only by them is a set of
+// registers at every optimisation level.
+template <int count, class F>
+HWY_INLINE void Unroll(const F& f) {
+  [&]<int... i>(std::integer_sequence<int, i...>) HALFSTEP_INLINE_LAMBDA {
+    (f(std::integral_constant<int, i>()), ...);
+  }
+  (std::make_integer_sequence<int, count>());
+}
+
+// Byte offsets of the rows of an unpacked left factor, from two base pointers seven rows apart and
+// three strides: as many pointers as rows would not fit the integer registers.
+template <int row>
+HWY_INLINE int64_t RowOffset(int64_t one, int64_t three, int64_t five) {
+  if constexpr (row == 0) return 0;
+  if constexpr (row == 1 || row == 2 || row == 4) return row * one;
+  if constexpr (row == 3 || row == 6) return row / 3 * three;
+  return five;
+}
+
+template <int kRows, int kVecs, int kPanels, bool kPackedLeft, class B>
+HWY_NOINLINE void Tile(const TileArgs<B>& args) {
+  constexpr int kColumns = kVecs * kPanels;
+  const TileArgs<B> t = args;
+  hn::Vec<F32> acc[kRows][kColumns];
+  if (t.continued) {
+    Unroll<kRows>([&](auto r) HALFSTEP_INLINE_LAMBDA {
+      Unroll<kColumns>([&](auto j) HALFSTEP_INLINE_LAMBDA {
+        acc[r][j] = hn::LoadU(kF32, t.c + r * t.c_row + j * kTileLanes);
+      });
+    });
+  } else {
+    Unroll<kRows>([&](auto r) HALFSTEP_INLINE_LAMBDA {
+      Unroll<kColumns>([&](auto j) HALFSTEP_INLINE_LAMBDA { acc[r][j] = hn::Zero(kF32); });
+    });
+  }
+  const int64_t one = t.a_row * static_cast<int64_t>(sizeof(float));
+  const int64_t three = 3 * one, five = 5 * one;
+  const char* low = reinterpret_cast<const char*>(t.a);
+  const char* high = low + 7 * one;
+  const B* b = t.b;
+  const char* next = static_cast<const char*>(t.next);
+  int64_t until_next = 1;
+  for (int64_t k = t.steps; k > 0; --k) {
+    hn::Vec<F32> right[kColumns];
+    if (--until_next == 0) {
+      __builtin_prefetch(next, kPackedLeft ? 1 : 0, kPackedLeft ? 3 : 2);
+      if constexpr (kPackedLeft) __builtin_prefetch(next + 64, 1, 3);
+      next += t.next_step;
+      until_next = t.next_interval;
+    }
+    Unroll<kPanels>([&](auto p) HALFSTEP_INLINE_LAMBDA {
+      __builtin_prefetch(b + p * t.b_panel + kNearBytes / sizeof(B), 0, 3);
+      Unroll<kVecs>([&](auto v) HALFSTEP_INLINE_LAMBDA {
+        right[p * kVecs + v] = LoadPart(b + p * t.b_panel + v * kTileLanes);
+      });
+    });
+    Unroll<kRows>([&](auto r) HALFSTEP_INLINE_LAMBDA {
+      const char* address = low + 4 * r;
+      if constexpr (!kPackedLeft) {
+        address = (r < 7 ? low : high) + RowOffset<r % 7>(one, three, five);
+      }
+      const auto left = hn::Set(kF32, *reinterpret_cast<const float*>(address));
+      Unroll<kColumns>([&](auto j) HALFSTEP_INLINE_LAMBDA {
+        acc[r][j] = hn::MulAdd(left, right[j], acc[r][j]);
+      });
+    });
+    constexpr int64_t kStepBytes = (kPackedLeft ? kPackedRows : 1) * sizeof(float);
+    low += kStepBytes;
+    high += kStepBytes;
+    b += t.b_step;
+  }
+  Unroll<kRows>([&](auto r) HALFSTEP_INLINE_LAMBDA {
+    Unroll<kColumns>([&](auto j) HALFSTEP_INLINE_LAMBDA {
+      hn::StoreU(acc[r][j], kF32, t.c + r * t.c_row + j * kTileLanes);
+    });
+  });
+}
+
+template <int kVecs, int kPanels, bool kPackedLeft, class B, size_t... kRow>
+constexpr std::array<TileFunction<B>, sizeof...(kRow)> Table(std::index_sequence<kRow...>) {
+  return {&Tile<static_cast<int>(kRow) + 1, kVecs, kPanels, kPackedLeft, B>...};
+}
+
+template <int kVecs, int kPanels, bool kPackedLeft, class B>
+TileFunction<B> TileFor(int64_t rows) {
+  static constexpr auto kTable = Table<kVecs, kPanels, kPackedLeft, B>(
+      std::make_index_sequence<kMaxTileRows<kVecs, kPanels>>());
+  return kTable[static_cast<size_t>(rows - 1)];
+}
+
+#if HWY_MAX_BYTES == 64
+#define HALFSTEP_WIDE_TILES_(B)                              \
+  template TileFunction<B> TileFor<2, 2, false, B>(int64_t); \
+  template TileFunction<B> TileFor<2, 4, false, B>(int64_t)
+#else
+#define HALFSTEP_WIDE_TILES_(B) template TileFunction<B> TileFor<4, 1, false, B>(int64_t)
+#endif
+#define HALFSTEP_TILES_(B)                                   \
+  template TileFunction<B> TileFor<1, 1, false, B>(int64_t); \
+  template TileFunction<B> TileFor<2, 1, false, B>(int64_t); \
+  HALFSTEP_WIDE_TILES_(B)
+HALFSTEP_TILES_(float);
+HALFSTEP_TILES_(Float16);
+HALFSTEP_TILES_(BFloat16);
+template TileFunction<float> TileFor<2, 1, true, float>(int64_t);
+#undef HALFSTEP_TILES_
+#undef HALFSTEP_WIDE_TILES_
+
+}  // namespace halfstep::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
