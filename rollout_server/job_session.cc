@@ -171,7 +171,10 @@ void JobSession::Run() {
     // What was overridden is nobody's failure.
     if (!status.ok() && !absl::IsCancelled(status)) {
       LogWarning("an order of the learner failed",
-                 {{"epoch", order.epoch}, {"status", status.ToString()}});
+                 {{"epoch", order.epoch},
+                  {"code", absl::StatusCodeToString(status.code())},
+                  {"reason", ReasonOf(status)},
+                  {"message", std::string(status.message())}});
       events_.failed(order.number, order.epoch, status);
     }
   }

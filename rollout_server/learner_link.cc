@@ -67,7 +67,8 @@ void LearnerLink::Run() {
     absl::MutexLock lock(&mutex_);
     if (stopping_) break;
     LogWarning("not attached to the learner", {{"learner", options_.learner},
-                                               {"why", why.ToString()},
+                                               {"code", absl::StatusCodeToString(why.code())},
+                                               {"why", std::string(why.message())},
                                                {"retry_seconds", absl::ToDoubleSeconds(backoff)}});
     mutex_.AwaitWithTimeout(absl::Condition(&stopping_), backoff);
     backoff = std::min(2 * backoff, options_.longest_backoff);
@@ -76,8 +77,16 @@ void LearnerLink::Run() {
   ended_ = true;
 }
 
+bool LearnerLink::Connect() {
+  const absl::Time deadline = absl::Now() + options_.connect_timeout;
+  while (!stopping() && absl::Now() < deadline) {
+    if (channel_->WaitForConnected(absl::ToChronoTime(absl::Now() + options_.tick))) return true;
+  }
+  return false;
+}
+
 absl::Status LearnerLink::RunStream(uint64_t number) {
-  if (!channel_->WaitForConnected(absl::ToChronoTime(absl::Now() + options_.connect_timeout))) {
+  if (!Connect()) {
     return absl::UnavailableError(absl::StrCat("no connection to ", options_.learner, " within ",
                                                absl::FormatDuration(options_.connect_timeout)));
   }

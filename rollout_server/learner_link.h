@@ -65,6 +65,8 @@ class LearnerLink {
 
  private:
   void Run();
+  // Waits for the connection, in slices, so that Stop does not wait with it.
+  bool Connect();
   // Opens one stream and serves it to its end.
   absl::Status RunStream(uint64_t stream);
   template <class Stream>

@@ -384,7 +384,8 @@ void RolloutAgent::OnGroupFailed(Ticket ticket, const absl::Status& why) {
   absl::MutexLock lock(&mutex_);
   // Groups that were cancelled from here are not held any more.
   if (running_.erase(ticket) == 0 || !stream_) return;
-  LogWarning("a group failed", {{"status", why.ToString()}});
+  LogWarning("a group failed",
+             {{"reason", ReasonOf(why)}, {"message", std::string(why.message())}});
   QueueFailure(stream_->epoch, why);
   book_.GiveUp(ticket);
   link_->Wake();

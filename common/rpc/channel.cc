@@ -124,6 +124,9 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(const ChannelOptions&
   HALFSTEP_ASSIGN_OR_RETURN(const auto credentials, MakeCredentials(options));
   grpc::ChannelArguments arguments;
   for (const auto& [name, value] : ClientKeepalive()) arguments.SetInt(name, value);
+  // gRPC's own back-off grows to two minutes; a server that restarts is to be found soon.
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
   arguments.SetMaxReceiveMessageSize(static_cast<int>(options.max_message_bytes));
   arguments.SetMaxSendMessageSize(static_cast<int>(options.max_message_bytes));
   arguments.SetServiceConfigJSON(kServiceConfig);

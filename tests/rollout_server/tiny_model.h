@@ -18,7 +18,7 @@ namespace halfstep {
 inline ModelConfig TinyConfig() {
   ModelConfig config;
   config.architecture = Architecture::kQwen3;
-  config.vocab_size = 71;
+  config.vocab_size = 261;  // every byte, <eos>, and ids without a token
   config.hidden_size = 48;
   config.intermediate_size = 80;
   config.layers = 3;
