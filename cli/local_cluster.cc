@@ -206,9 +206,10 @@ void LocalCluster::Tend(Member& member) {
 }
 
 void LocalCluster::StopAll() {
+  // The learner first: it takes its work back, so that rollouts have nothing to finish.
   const absl::Time deadline = absl::Now() + options_.stop_grace;
-  StopMembers(1, members_.size(), deadline);
   StopMembers(0, std::min<size_t>(1, members_.size()), deadline);
+  StopMembers(1, members_.size(), deadline);
 }
 
 void LocalCluster::StopMembers(size_t begin, size_t end, absl::Time deadline) {

@@ -67,7 +67,7 @@ class LocalCluster {
   // Sum of the largest resident memory of each process there is.
   int64_t PeakMemoryBytes() const;
 
-  // Rollouts first, then the learner: SIGTERM, and SIGKILL for what is left after the grace.
+  // The learner first, then the rollouts: SIGTERM, and SIGKILL for what is left after the grace.
   void Stop();
 
  private:

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+// The real binaries: what they print and how they exit when something is wrong.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "tests/testing/temp_dir.h"
+
+namespace halfstep {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+struct Result {
+  int exit_code = -1;
+  std::string out;
+  std::string err;
+};
+
+std::string Slurp(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+class CommandLineTest : public ::testing::Test {
+ protected:
+  // Runs a binary of the build in the test's folder.
+  Result Run(const std::string& command) {
+    const char* build = std::getenv("HALFSTEP_BINARY_DIR");
+    const std::string bin = absl::StrCat(build == nullptr ? "." : build, "/bin/");
+    const int status = std::system(absl::StrCat("cd '", dir_.path(), "' && '", bin, "'", command,
+                                                " >out.txt 2>err.txt </dev/null")
+                                       .c_str());
+    return {WEXITSTATUS(status), Slurp(dir_ / "out.txt"), Slurp(dir_ / "err.txt")};
+  }
+
+  void Write(const std::string& name, const std::string& text) {
+    std::ofstream(dir_ / name) << text;
+  }
+
+  TempDir dir_;
+};
+
+constexpr char kGoodJob[] = R"(model: model
+steps: 10
+data: {train: train.jsonl}
+sampling: {max_new_tokens: 32}
+batch: {prompts: 8, samples: 4}
+optimizer: {learning_rate: 1e-4}
+)";
+
+TEST_F(CommandLineTest, WithoutAVerbItSaysThatOneIsNeeded) {
+  const Result result = Run("halfstep");
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_THAT(result.err, HasSubstr("subcommand is required"));
+}
+
+TEST_F(CommandLineTest, AnUnknownOptionIsNamed) {
+  const Result result = Run("halfstep list --colour red");
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_THAT(result.err, HasSubstr("--colour"));
+}
+
+TEST_F(CommandLineTest, HelpSucceeds) {
+  const Result result = Run("halfstep demo --help");
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_THAT(result.out, HasSubstr("--rollouts"));
+}
+
+TEST_F(CommandLineTest, CheckShowsEveryMistakeAtOnceWithItsPlace) {
+  Write("job.yaml", "model: model\nsteps: many\nbatch: {prompts: 8, samples: 4, promts: 1}\n");
+  const Result result = Run("halfstep check job.yaml");
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_THAT(result.err, StartsWith("error: job.yaml:2:8: "));
+  EXPECT_THAT(result.err, HasSubstr("\njob.yaml:3:"));
+  EXPECT_THAT(result.err, HasSubstr("did you mean 'prompts'?"));
+  const Result json = Run("halfstep check job.yaml --format json");
+  EXPECT_EQ(json.exit_code, 2);
+  EXPECT_THAT(json.out, HasSubstr("\"reason\": \"INVALID_SPEC\""));
+}
+
+TEST_F(CommandLineTest, CheckDoesTheBatchArithmetic) {
+  Write("job.yaml", kGoodJob);
+  const Result result = Run("halfstep check job.yaml");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("8 prompts x 4 samples = 32 sequences per step, 320 in all"));
+}
+
+TEST_F(CommandLineTest, CheckWithARootLooksAtFiles) {
+  Write("job.yaml", kGoodJob);
+  const Result result = Run("halfstep check job.yaml --root .");
+  EXPECT_EQ(result.exit_code, 3);
+  EXPECT_THAT(result.err, HasSubstr("model/config.json"));
+}
+
+TEST_F(CommandLineTest, AMissingJobFileIsNamed) {
+  const Result result = Run("halfstep submit nothing.yaml");
+  EXPECT_EQ(result.exit_code, 3);
+  EXPECT_THAT(result.err, HasSubstr("nothing.yaml"));
+}
+
+TEST_F(CommandLineTest, AnUnreachableLearnerIsNamedWithTheWayOut) {
+  // Nobody listens on the discard port.
+  const Result result = Run("halfstep list --learner 127.0.0.1:9 --timeout 5");
+  EXPECT_EQ(result.exit_code, 5);
+  EXPECT_THAT(result.err, StartsWith("error: no learner answers at 127.0.0.1:9 ("));
+  EXPECT_THAT(result.err, HasSubstr("start halfstep-learner, or name another with --learner"));
+}
+
+TEST_F(CommandLineTest, ADemoNeedsAnEmptyFolder) {
+  Write("something", "");
+  const Result result = Run("halfstep demo --output-dir .");
+  EXPECT_EQ(result.exit_code, 4);
+  EXPECT_THAT(result.err, HasSubstr(". is not empty; name another with --output-dir"));
+}
+
+TEST_F(CommandLineTest, ALearnerRefusesAPublicAddress) {
+  const Result result = Run("halfstep-learner --listen 0.0.0.0:0 --http 127.0.0.1:0");
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.err, HasSubstr("refusing to listen on 0.0.0.0:0 without TLS"));
+}
+
+TEST_F(CommandLineTest, ALearnerRefusesARootThatIsNone) {
+  const Result result = Run("halfstep-learner --root nowhere --http 127.0.0.1:0");
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.err, HasSubstr("--root nowhere is not a folder; create it first"));
+}
+
+}  // namespace
+}  // namespace halfstep
