@@ -78,6 +78,13 @@ absl::Status CopyInputs(const fs::path& examples, const fs::path& folder) {
   return absl::OkStatus();
 }
 
+// Fewer steps than the job's warm-up shorten the warm-up with them.
+void OverrideSteps(int64_t steps, v1::TrainingJobSpec* spec) {
+  spec->set_steps(steps);
+  v1::OptimizerSpec* optimizer = spec->mutable_optimizer();
+  if (optimizer->warmup_steps() > steps) optimizer->set_warmup_steps(steps);
+}
+
 absl::StatusOr<LocalRunOptions> PrepareDemo(const LocalArguments& arguments) {
   LocalRunOptions run;
   HALFSTEP_ASSIGN_OR_RETURN(const std::string examples, ExamplesFolder());
@@ -88,7 +95,7 @@ absl::StatusOr<LocalRunOptions> PrepareDemo(const LocalArguments& arguments) {
   run.rollouts = arguments.rollouts < 0 ? 2 : arguments.rollouts;
   run.spec.set_output_dir("run");
   if (arguments.seed) run.spec.set_seed(*arguments.seed);
-  if (arguments.steps) run.spec.set_steps(*arguments.steps);
+  if (arguments.steps) OverrideSteps(*arguments.steps, &run.spec);
   if (arguments.permute_rewards) run.spec.mutable_reward()->set_permute(true);
   run.request_id = "demo";
   HALFSTEP_RETURN_IF_ERROR(WriteFileAtomic(run.root + "/job.yaml", SpecToYaml(run.spec)));
@@ -106,7 +113,7 @@ absl::StatusOr<LocalRunOptions> PrepareTrain(const LocalArguments& arguments) {
   run.rollouts = arguments.rollouts < 0 ? usual : arguments.rollouts;
   if (!arguments.output_dir.empty()) run.spec.set_output_dir(arguments.output_dir);
   if (arguments.seed) run.spec.set_seed(*arguments.seed);
-  if (arguments.steps) run.spec.set_steps(*arguments.steps);
+  if (arguments.steps) OverrideSteps(*arguments.steps, &run.spec);
   // The same job again is the same request, which goes on where an interrupted one was.
   run.request_id = "train-" + DigestOf(SpecToYaml(run.spec)).Hex();
   return run;

@@ -19,7 +19,6 @@
 #include "common/base/error_reason.h"
 #include "common/base/shutdown_signal.h"
 #include "common/base/status_macros.h"
-#include "learner_server/job/job_state.h"
 
 namespace halfstep {
 namespace {
@@ -68,6 +67,11 @@ absl::StatusOr<LocalClusterOptions> ClusterOptions(const LocalRunOptions& option
   return cluster;
 }
 
+bool IsOver(v1::TrainingJob::State state) {
+  return state == v1::TrainingJob::STATE_SUCCEEDED || state == v1::TrainingJob::STATE_FAILED ||
+         state == v1::TrainingJob::STATE_CANCELLED;
+}
+
 // Submits, and takes up again a job of the same request that was paused.
 absl::StatusOr<v1::TrainingJob> Submit(LearnerClient& client, const LocalRunOptions& options) {
   v1::CreateTrainingJobRequest request;
@@ -76,7 +80,7 @@ absl::StatusOr<v1::TrainingJob> Submit(LearnerClient& client, const LocalRunOpti
     request.set_request_id(absl::StrCat(options.request_id, "-", attempt));
     HALFSTEP_ASSIGN_OR_RETURN(const v1::TrainingJob job, client.Create(request));
     if (job.state() == v1::TrainingJob::STATE_PAUSED) return client.Resume(job.name());
-    if (!IsFinished(job.state())) return job;
+    if (!IsOver(job.state())) return job;
   }
 }
 
@@ -84,12 +88,12 @@ absl::Status WatchUntilItRests(LearnerClient& client, const std::string& name,
                                const LocalCluster& cluster, const CommandContext& context,
                                Progress& progress) {
   WatchOptions options;
-  bool has_run = false;
   options.on_event = [&](const v1::TrainingJobEvent& event) {
     progress.OnEvent(event);
-    if (!event.has_state_changed()) return true;
-    has_run = has_run || IsActive(event.state_changed().state());
-    return !(has_run && event.state_changed().state() == v1::TrainingJob::STATE_PAUSED);
+    if (event.state_changed().state() != v1::TrainingJob::STATE_PAUSED) return true;
+    // It may be an event of long ago.
+    const auto job = client.Get(name);
+    return !job.ok() || job->state() != v1::TrainingJob::STATE_PAUSED;
   };
   options.go_on = [&] { return !context.signal->requested() && cluster.Health().ok(); };
   const absl::Status watched = client.Watch(name, options);
