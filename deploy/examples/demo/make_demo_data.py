@@ -7,9 +7,12 @@
 writes into DIRECTORY
     train.jsonl   prompts and answers for reinforcement learning
     eval.jsonl    held-out prompts and answers
-    sft.jsonl     prompts and worked responses for the supervised warm start
+    sft.jsonl     prompts and worked responses for the supervised warm start, without the sums of UNSEEN_SUMS
     start/        a model folder without weights: config.json, generation_config.json, tokenizer.json
 The same arguments give the same bytes everywhere. The three sets share no prompt.
+
+The supervised set teaches the procedure but leaves holes in the addition table: no column of it adds a
+pair of digits of UNSEEN_SUMS. Reinforcement learning has to fill them in.
 """
 
 import argparse
@@ -19,6 +22,7 @@ import pathlib
 
 TRAIN_ROWS = 4096
 EVAL_ROWS = 256
+UNSEEN_SUMS = 30  # of the 100 ordered pairs of digits
 
 
 def pairs_in_order():
@@ -26,6 +30,17 @@ def pairs_in_order():
     pairs = [(a, b) for a in range(100, 1000) for b in range(100, 1000)]
     pairs.sort(key=lambda pair: hashlib.sha256(b"halfstep demo %d+%d" % pair).digest())
     return pairs
+
+
+def unseen_sums(count):
+    """Ordered pairs of digits, chosen by a hash."""
+    pairs = [(x, y) for x in range(10) for y in range(10)]
+    pairs.sort(key=lambda pair: hashlib.sha256(b"halfstep demo digits %d+%d" % pair).digest())
+    return set(pairs[:count])
+
+
+def digit_pairs(a, b):
+    return [(a // place % 10, b // place % 10) for place in (1, 10, 100)]
 
 
 def prompt(a, b):
@@ -36,8 +51,7 @@ def worked_response(a, b):
     """Column by column from the right, with the carry: 347+586= -> 7+6=13, 4+8+1=13, 3+5+1=9, 933"""
     steps = []
     carry = 0
-    for place in (1, 10, 100):
-        x, y = a // place % 10, b // place % 10
+    for x, y in digit_pairs(a, b):
         total = x + y + carry
         steps.append(f"{x}+{y}+{carry}={total}" if carry else f"{x}+{y}={total}")
         carry = total // 10
@@ -136,6 +150,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=pathlib.Path)
     parser.add_argument("--sft-rows", type=int, default=65536)
+    parser.add_argument("--unseen-sums", type=int, default=UNSEEN_SUMS)
     arguments = parser.parse_args()
     directory = arguments.directory
     start = directory / "start"
@@ -144,6 +159,8 @@ def main():
     pairs = pairs_in_order()
     held_out, rest = pairs[:EVAL_ROWS], pairs[EVAL_ROWS:]
     train, rest = rest[:TRAIN_ROWS], rest[TRAIN_ROWS:]
+    unseen = unseen_sums(arguments.unseen_sums)
+    rest = [(a, b) for a, b in rest if not unseen.intersection(digit_pairs(a, b))]
     for name, rows in (("train", train), ("eval", held_out)):
         write_jsonl(
             directory / f"{name}.jsonl",
