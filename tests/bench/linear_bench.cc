@@ -4,7 +4,7 @@
 // (over memory as large as all weights) that bursts in the same run reached. All are upper
 // quartiles over samples.
 //
-// The weights rotate over copies of 48 MiB in all, as the layers of a model do, so they come from
+// The weights rotate over copies of 16 MiB in all, as the layers of a model do, so they come from
 // the last-level cache and not from a cache that one layer fits.
 #include <benchmark/benchmark.h>
 
@@ -24,7 +24,7 @@
 namespace halfstep::bench {
 namespace {
 
-constexpr size_t kWorkingSet = size_t{48} << 20;
+constexpr size_t kWorkingSet = size_t{16} << 20;
 constexpr int kSamples = 25;
 constexpr double kSampleSeconds = 2e-3;
 

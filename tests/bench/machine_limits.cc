@@ -9,6 +9,7 @@
 #include <atomic>
 #include <chrono>
 #include <thread>
+#include <vector>
 
 #include "kernels/cpu/simd-inl.h"
 
@@ -102,13 +103,16 @@ double FmaPeak(int threads, double seconds) {
          });
 }
 
-ReadBandwidth::ReadBandwidth(size_t bytes) : data_(bytes / sizeof(float), 1.0f) {}
+ReadBandwidth::ReadBandwidth(size_t bytes) : data_("read bandwidth", bytes) {
+  std::fill_n(static_cast<char*>(data_.data()), bytes, char{1});
+}
 
 double ReadBandwidth::Measure(int threads, double seconds) {
-  const size_t part = data_.size() / static_cast<size_t>(threads);
+  const size_t part = data_.bytes() / sizeof(float) / static_cast<size_t>(threads);
+  const auto* const data = static_cast<const float*>(data_.data());
   std::atomic<float> sink{0};
   return 1e-9 * Rate(threads, seconds, [&](int thread) {
-           sink = cpu::ReadBurst(data_.data() + part * static_cast<size_t>(thread), part);
+           sink = cpu::ReadBurst(data + part * static_cast<size_t>(thread), part);
            return static_cast<double>(part * sizeof(float));
          });
 }

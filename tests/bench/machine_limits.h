@@ -4,7 +4,7 @@
 #pragma once
 
 #include <cstddef>
-#include <vector>
+#include "kernels/buffer.h"
 
 namespace halfstep::bench {
 
@@ -12,7 +12,7 @@ namespace halfstep::bench {
 // `seconds`.
 double FmaPeak(int threads, double seconds);
 
-// Reads the same memory again and again, each thread its own part.
+// Reads the same memory again and again, each thread its own part, on the pages that weights get.
 class ReadBandwidth {
  public:
   explicit ReadBandwidth(size_t bytes);
@@ -20,7 +20,7 @@ class ReadBandwidth {
   double Measure(int threads, double seconds);
 
  private:
-  std::vector<float> data_;
+  Buffer data_;
 };
 
 }  // namespace halfstep::bench
