@@ -112,10 +112,11 @@ absl::Status LearnerLink::RunStream(uint64_t number) {
     absl::MutexLock lock(&mutex_);
     open_ = false;
   }
-  // A write that waits for a learner that does not read any more must end too.
+  // First the learner's reason, which a cancellation would hide; then a write that waits for a
+  // learner that does not read any more must end too.
+  absl::Status status = FromGrpcStatus(stream->Finish());
   context.TryCancel();
   writer.join();
-  absl::Status status = FromGrpcStatus(stream->Finish());
   {
     absl::MutexLock lock(&mutex_);
     context_ = nullptr;

@@ -13,6 +13,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "common/base/clock.h"
+#include "common/base/error_reason.h"
 #include "common/metrics/registry.h"
 #include "common/model/fingerprint.h"
 #include "common/rpc/server.h"
@@ -25,7 +26,7 @@
 namespace halfstep {
 namespace {
 
-constexpr absl::Duration kPatience = absl::Seconds(120);
+constexpr absl::Duration kPatience = absl::Seconds(60);
 constexpr int64_t kMaxTokens = 64;
 constexpr uint32_t kSamples = 4;
 
@@ -65,7 +66,8 @@ class CollectingSink final : public SampleSink {
 // What a learner has of rollouts: coordinator, services, server.
 class LearnerSide {
  public:
-  LearnerSide() : coordinator(Options(), &Clock::Real(), &metrics_) {
+  explicit LearnerSide(const std::string& fingerprint = OwnFingerprint())
+      : coordinator(Options(fingerprint), &Clock::Real(), &metrics_) {
     auto server = RpcServer::Start(
         ServerOptions(), {{&attach_service_, v1::RolloutCoordinationService::service_full_name()},
                           {&weight_service_, v1::WeightService::service_full_name()}});
@@ -145,10 +147,10 @@ class LearnerSide {
   }
 
  private:
-  static CoordinatorOptions Options() {
+  static CoordinatorOptions Options(const std::string& fingerprint) {
     CoordinatorOptions options;
     options.incarnation = "learner";
-    options.numerics_fingerprint = OwnFingerprint();
+    options.numerics_fingerprint = fingerprint;
     return options;
   }
 
@@ -287,6 +289,21 @@ TEST(RolloutStreamTest, TheNextJobRunsOnTheSameRollouts) {
   learner.Assign(1000, 200, 7);
   EXPECT_EQ(learner.sink.WaitFor(before + 200 * kSamples, learner.coordinator).size(),
             before + 200 * kSamples);
+}
+
+TEST(RolloutStreamTest, ARolloutOnAnotherBackendIsRefusedAndSaysWhy) {
+  LearnerSide learner("bits of another machine");
+  learner.BeginJob(1);
+  const auto a = learner.StartRollout("a");
+  // It attaches again and again; there is no event to wait for.
+  const absl::Time deadline = absl::Now() + kPatience;
+  absl::Status why = a->ready();
+  while (ReasonOf(why) != "NUMERICS_FINGERPRINT_MISMATCH" && absl::Now() < deadline) {
+    absl::SleepFor(absl::Milliseconds(1));
+    why = a->ready();
+  }
+  EXPECT_EQ(ReasonOf(why), "NUMERICS_FINGERPRINT_MISMATCH") << why;
+  EXPECT_EQ(learner.coordinator.Status().rollouts_serving, 0);
 }
 
 }  // namespace
