@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/check.h"
+#include "kernels/cpu/cpu_target.h"
 #include "kernels/exec_context.h"
 
 // HALFSTEP_DISPATCH(ctx, RmsNorm, x, weight, ...) returns cpu::RmsNorm(ctx, x, weight, ...). It is
@@ -11,6 +12,7 @@
 #define HALFSTEP_DISPATCH(ctx, op, ...)             \
   switch ((ctx).device.type) {                      \
     case ::halfstep::DeviceType::kCpu:              \
+      ::halfstep::RequireSupportedCpu();            \
       return ::halfstep::cpu::op(ctx, __VA_ARGS__); \
     case ::halfstep::DeviceType::kCuda:             \
       break;                                        \

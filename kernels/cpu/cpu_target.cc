@@ -21,6 +21,17 @@ bool CpuSupported(std::string* why) {
   return false;
 }
 
+void RequireSupportedCpu() {
+  static const bool supported = [] {
+    std::string why;
+    if (!CpuSupported(&why)) {
+      CheckFailed("the CPU is supported", why, std::source_location::current());
+    }
+    return true;
+  }();
+  static_cast<void>(supported);
+}
+
 std::vector<std::string> CpuTargets() {
   std::vector<std::string> names;
   for (const int64_t target : {int64_t{HWY_AVX3}, int64_t{HWY_AVX2}}) {

@@ -228,6 +228,14 @@ TEST(CpuTargetTest, RefusesACpuWithoutFusedMultiplyAdd) {
   EXPECT_NE(why.find("AVX2"), std::string::npos);
 }
 
+TEST(CpuTargetDeathTest, EndsTheProcessWithAMessageOnSuchACpu) {
+  const auto require = [] {
+    hwy::SetSupportedTargetsForTest(HWY_SSE4);
+    RequireSupportedCpu();
+  };
+  EXPECT_DEATH(require(), "this CPU lacks AVX2, FMA or F16C");
+}
+
 }  // namespace
 }  // namespace halfstep::cpu
 #endif  // HWY_ONCE
