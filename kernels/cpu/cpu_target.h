@@ -7,9 +7,12 @@
 
 namespace halfstep {
 
-// False on a CPU without AVX2, FMA and F16C; `why` then says what is missing. Programs call it once
-// at start: an operation on such a CPU would end in an illegal instruction.
+// False on a CPU without AVX2, FMA and F16C; `why` then says what is missing.
 bool CpuSupported(std::string* why);
+
+// Ends the process with that message on such a CPU, where it would else meet an illegal
+// instruction. Every operation calls it; it looks once.
+void RequireSupportedCpu();
 
 // "AVX2" or "AVX3" (AVX-512): what operations run on. Requires CpuSupported.
 const char* CpuTargetName();
