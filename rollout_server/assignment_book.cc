@@ -67,13 +67,16 @@ void AssignmentBook::GiveUp(Ticket ticket) {
   }
 }
 
-std::optional<AssignmentBook::Batch> AssignmentBook::NextBatch(size_t count) {
+std::optional<AssignmentBook::Batch> AssignmentBook::NextBatch(const BatchLimits& limits) {
   if (queue_.empty()) return std::nullopt;
   Batch batch;
   batch.sequence_number = next_sequence_++;
   size_t completed = 0;
-  while (!queue_.empty() && batch.samples.size() < count) {
+  size_t tokens = 0;
+  while (!queue_.empty() && batch.samples.size() < limits.samples) {
     Queued& queued = queue_.front();
+    tokens += queued.sample.tokens.size();
+    if (!batch.samples.empty() && tokens > limits.tokens) break;
     const auto it = groups_.find(queued.ticket);
     Group& group = it->second;
     batch.samples.push_back({group.key, std::move(queued.sample)});

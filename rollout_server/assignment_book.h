@@ -40,13 +40,18 @@ class AssignmentBook {
   // learner.
   void GiveUp(Ticket ticket);
 
-  // Takes at most `count` queued samples for the next message and returns them with its sequence
-  // number (ascending from 1); nothing when none are queued.
+  // What one message may carry; it carries at least one sample.
+  struct BatchLimits {
+    size_t samples = 64;
+    size_t tokens = size_t{1} << 18;
+  };
+  // Takes queued samples for the next message and returns them with its sequence number (ascending
+  // from 1); nothing when none are queued.
   struct Batch {
     uint64_t sequence_number = 0;
     std::vector<KeyedSample> samples;
   };
-  std::optional<Batch> NextBatch(size_t count);
+  std::optional<Batch> NextBatch(const BatchLimits& limits);
   // Every message up to this one was dealt with.
   void Acknowledge(uint64_t sequence_number);
 

@@ -17,6 +17,9 @@ namespace {
 // More can never be waiting by the protocol.
 constexpr size_t kMaxOrders = 64;
 
+// Samples that an engine accepts.
+constexpr int64_t kMaxOutstanding = int64_t{1} << 20;
+
 bool SameModel(const JobSpec& a, const JobSpec& b) {
   JobSpec other = b;
   other.epoch = a.epoch;
@@ -234,6 +237,8 @@ absl::StatusOr<std::shared_ptr<Engine>> JobSession::MakeEngine(const JobSpec& sp
   options.profile = spec.profile;
   options.max_sequence_tokens = spec.max_sequence_tokens;
   options.max_sequences = spec.max_sequences;
+  // Credit bounds the learner's groups, and calls bound what people ask for.
+  options.max_outstanding = kMaxOutstanding;
   options.kv_cache_bytes = options_.kv_cache_bytes;
   options.threads = options_.threads;
   options.token_bytes = [tokenizer = bundle.tokenizer](int32_t token) -> std::string_view {

@@ -15,8 +15,6 @@
 namespace halfstep {
 namespace {
 
-// Samples that finished together travel together, up to this many.
-constexpr size_t kSamplesPerMessage = 64;
 // Credit beyond this many groups at once would only take work from other servers.
 constexpr int64_t kMaxGroups = 4096;
 
@@ -86,6 +84,7 @@ JobSessionEvents RolloutAgent::SessionEvents() {
   events.failed = [this](uint64_t order, uint64_t epoch, const absl::Status& why) {
     absl::MutexLock lock(&mutex_);
     if (!stream_ || stream_->number != order) return;
+    stream_->ordered = false;
     QueueFailure(epoch, why);
     link_->Wake();
   };
@@ -95,6 +94,7 @@ JobSessionEvents RolloutAgent::SessionEvents() {
 void RolloutAgent::OnEvent(uint64_t order, const std::function<void(v1::RolloutMessage*)>& fill) {
   absl::MutexLock lock(&mutex_);
   if (!stream_ || stream_->number != order) return;
+  stream_->ordered = false;
   fill(&control_->messages.emplace_back());
   link_->Wake();
 }
@@ -117,10 +117,10 @@ absl::Status RolloutAgent::attached() const {
 bool RolloutAgent::Leave(absl::Time deadline) {
   absl::MutexLock lock(&mutex_);
   leaving_ = true;
-  if (!stream_) return true;
   link_->Wake();
   auto done = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return !stream_ || (stream_->leaving_sent && book_.empty() && control_->messages.empty());
+    return !stream_ || !stream_->welcomed ||
+           (stream_->leaving_sent && book_.empty() && control_->messages.empty());
   };
   return mutex_.AwaitWithDeadline(absl::Condition(&done), deadline);
 }
@@ -191,7 +191,7 @@ bool RolloutAgent::NextMessage(uint64_t number, v1::RolloutMessage* message) {
     stream_->credit_sent = credit;
     return true;
   }
-  if (const auto batch = book_.NextBatch(kSamplesPerMessage)) {
+  if (const auto batch = book_.NextBatch({})) {
     message->mutable_samples()->set_job_epoch(stream_->epoch);
     message->mutable_samples()->set_sequence_number(batch->sequence_number);
     for (const KeyedSample& sample : batch->samples) {
@@ -274,6 +274,7 @@ void RolloutAgent::OnMessage(uint64_t number, const v1::LearnerMessage& message)
       On(message.prepare_weights());
       break;
     case v1::LearnerMessage::kCommitWeights:
+      stream_->ordered |= message.commit_weights().job_epoch() == stream_->epoch;
       session_->Commit(number, message.commit_weights().job_epoch(),
                        halfstep::FromProto(message.commit_weights().weights()));
       break;
@@ -312,6 +313,7 @@ void RolloutAgent::On(const v1::LoadJob& load) {
   spec.profile = load.profile() == v1::PROFILE_FAST ? Profile::kFast : Profile::kBitwise;
   spec.max_sequence_tokens = load.max_sequence_tokens();
   spec.max_sequences = load.max_sequences();
+  stream_->ordered = true;
   session_->Load(stream_->number, spec);
 }
 
@@ -321,6 +323,7 @@ void RolloutAgent::On(const v1::PrepareWeights& prepare) {
     QueueFailure(prepare.job_epoch(), manifest.status());
     return;
   }
+  stream_->ordered |= prepare.job_epoch() == stream_->epoch;
   session_->Prepare(stream_->number, prepare.job_epoch(), *std::move(manifest));
 }
 
@@ -331,8 +334,9 @@ void RolloutAgent::On(const v1::Assign& assign) {
   if (!stream_ || assign.job_epoch() != stream_->epoch) return;
   stream_->last_heard = absl::Now();
   if (!assignment.ok()) {
-    QueueFailure(assign.job_epoch(), assignment.status());
-    link_->Wake();
+    // The group's deadline gives it to somebody else.
+    LogWarning("a group cannot be read", {{"group", assign.group()},
+                                          {"message", std::string(assignment.status().message())}});
     return;
   }
   if (const auto replaced = book_.Drop(assignment->key)) CancelTicket(*replaced);
@@ -357,9 +361,7 @@ void RolloutAgent::On(const v1::Assign& assign) {
   if (handle.ok()) {
     running_[ticket] = {job.engine, *handle};
   } else {
-    QueueFailure(assign.job_epoch(), handle.status());
-    book_.GiveUp(ticket);
-    link_->Wake();
+    HandBack(ticket, handle.status());
   }
 }
 
@@ -384,9 +386,14 @@ void RolloutAgent::OnGroupFailed(Ticket ticket, const absl::Status& why) {
   absl::MutexLock lock(&mutex_);
   // Groups that were cancelled from here are not held any more.
   if (running_.erase(ticket) == 0 || !stream_) return;
+  HandBack(ticket, why);
+}
+
+void RolloutAgent::HandBack(Ticket ticket, const absl::Status& why) {
   LogWarning("a group failed",
              {{"reason", ReasonOf(why)}, {"message", std::string(why.message())}});
-  QueueFailure(stream_->epoch, why);
+  // While an order is open, the learner would take a failure for that order's.
+  if (!stream_->ordered) QueueFailure(stream_->epoch, why);
   book_.GiveUp(ticket);
   link_->Wake();
 }

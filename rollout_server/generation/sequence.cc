@@ -15,8 +15,6 @@ Sequence::Sequence(std::shared_ptr<const GroupRequest> request, uint32_t index,
   stop_token_ids_.insert(stop_token_ids_.end(), eos_token_ids.begin(), eos_token_ids.end());
   std::sort(stop_token_ids_.begin(), stop_token_ids_.end());
   sample_.index = index;
-  sample_.tokens.reserve(request_->sampling.max_new_tokens);
-  sample_.log_probs.reserve(request_->sampling.max_new_tokens);
 }
 
 int32_t Sequence::token(int64_t position) const {
@@ -40,7 +38,10 @@ SamplingRow Sequence::NextRow() const {
 }
 
 void Sequence::MarkStarted(absl::Time now) {
-  if (!started_) started_ = now;
+  if (started_) return;
+  started_ = now;
+  sample_.tokens.reserve(request_->sampling.max_new_tokens);
+  sample_.log_probs.reserve(request_->sampling.max_new_tokens);
 }
 
 std::optional<FinishReason> Sequence::Append(const DrawnToken& token) {

@@ -22,7 +22,7 @@ TEST(AssignmentBookTest, CreditGrowsWhenGroupsAreAcknowledged) {
   EXPECT_EQ(book.Credit(4), 4u) << "one taken, one held";
   EXPECT_TRUE(book.Add(ticket, SampleOf(1)));
   EXPECT_TRUE(book.Add(ticket, SampleOf(0)));
-  const auto batch = book.NextBatch(10);
+  const auto batch = book.NextBatch({});
   ASSERT_TRUE(batch.has_value());
   EXPECT_EQ(batch->sequence_number, 1u);
   ASSERT_EQ(batch->samples.size(), 2u);
@@ -39,16 +39,25 @@ TEST(AssignmentBookTest, SendsSamplesInMessagesOfBoundedSize) {
   AssignmentBook book;
   const Ticket ticket = book.Take(Train(0), 5);
   for (uint32_t i = 0; i < 5; ++i) book.Add(ticket, SampleOf(i));
-  EXPECT_EQ(book.NextBatch(2)->samples.size(), 2u);
-  EXPECT_EQ(book.NextBatch(2)->samples.size(), 2u);
-  const auto last = book.NextBatch(2);
+  EXPECT_EQ(book.NextBatch({.samples = 2})->samples.size(), 2u);
+  EXPECT_EQ(book.NextBatch({.samples = 2})->samples.size(), 2u);
+  const auto last = book.NextBatch({.samples = 2});
   EXPECT_EQ(last->samples.size(), 1u);
   EXPECT_EQ(last->sequence_number, 3u);
-  EXPECT_FALSE(book.NextBatch(2).has_value());
+  EXPECT_FALSE(book.NextBatch({.samples = 2}).has_value());
   book.Acknowledge(2);
   EXPECT_FALSE(book.empty());
   book.Acknowledge(3);
   EXPECT_TRUE(book.empty());
+}
+
+TEST(AssignmentBookTest, BoundsTheTokensOfAMessage) {
+  AssignmentBook book;
+  const Ticket ticket = book.Take(Train(0), 4);
+  for (uint32_t i = 0; i < 4; ++i) book.Add(ticket, SampleOf(i));  // of two tokens each
+  EXPECT_EQ(book.NextBatch({.tokens = 5})->samples.size(), 2u);
+  EXPECT_EQ(book.NextBatch({.tokens = 1})->samples.size(), 1u) << "at least one";
+  EXPECT_EQ(book.NextBatch({.tokens = 4})->samples.size(), 1u);
 }
 
 TEST(AssignmentBookTest, TakesEachSampleOnce) {
@@ -71,7 +80,7 @@ TEST(AssignmentBookTest, DroppingThrowsAwayWhatWasNotSent) {
   EXPECT_EQ(book.Drop(Train(0)), dropped);
   EXPECT_EQ(book.Drop(Train(0)), std::nullopt);
   EXPECT_FALSE(book.Add(dropped, SampleOf(1)));
-  const auto batch = book.NextBatch(10);
+  const auto batch = book.NextBatch({});
   ASSERT_EQ(batch->samples.size(), 1u);
   EXPECT_EQ(batch->samples[0].key.purpose, Purpose::kEval);
   EXPECT_EQ(book.Credit(1), 2u);
@@ -92,7 +101,7 @@ TEST(AssignmentBookTest, GivingUpCancelsWhatIsMissing) {
   const Ticket ticket = book.Take(Train(0), 3);
   book.Add(ticket, SampleOf(1));
   book.GiveUp(ticket);
-  const auto batch = book.NextBatch(10);
+  const auto batch = book.NextBatch({});
   ASSERT_EQ(batch->samples.size(), 3u);
   EXPECT_EQ(batch->samples[0].sample.finish_reason, FinishReason::kStop);
   EXPECT_EQ(batch->samples[1].sample.finish_reason, FinishReason::kCancelled);
@@ -103,7 +112,7 @@ TEST(AssignmentBookTest, CountsGoOnAfterDroppingAllAndStartAfreshWithAStream) {
   AssignmentBook book;
   const Ticket ticket = book.Take(Train(0), 1);
   book.Add(ticket, SampleOf(0));
-  book.NextBatch(1);
+  book.NextBatch({.samples = 1});
   book.Take(Train(1), 1);
   book.DropAll();
   EXPECT_TRUE(book.empty());
@@ -112,7 +121,7 @@ TEST(AssignmentBookTest, CountsGoOnAfterDroppingAllAndStartAfreshWithAStream) {
   EXPECT_EQ(book.Credit(3), 5u) << "an acknowledgement of what was dropped changes nothing";
   const Ticket next = book.Take(Train(2), 1);
   book.Add(next, SampleOf(0));
-  EXPECT_EQ(book.NextBatch(1)->sequence_number, 2u);
+  EXPECT_EQ(book.NextBatch({.samples = 1})->sequence_number, 2u);
   book.Reset();
   EXPECT_EQ(book.Credit(3), 3u);
   EXPECT_GT(book.Take(Train(0), 1), next) << "tickets are never used twice";
