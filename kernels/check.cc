@@ -6,9 +6,9 @@
 
 namespace halfstep {
 
-void CheckFailed(const char* expression, const std::string& detail, std::source_location location) {
-  std::fprintf(stderr, "%s:%u: check failed: %s%s%s\n", location.file_name(), location.line(),
-               expression, detail.empty() ? "" : ": ", detail.c_str());
+void CheckFailed(const char* expression, const std::string& detail, const char* file, int line) {
+  std::fprintf(stderr, "%s:%d: check failed: %s%s%s\n", file, line, expression,
+               detail.empty() ? "" : ": ", detail.c_str());
   std::abort();
 }
 

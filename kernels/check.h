@@ -3,37 +3,35 @@
 // of users, files and networks are absl::Status in the layers above, never a check.
 #pragma once
 
-#include <source_location>
 #include <sstream>
 #include <string>
 
 namespace halfstep {
 
-[[noreturn]] void CheckFailed(const char* expression, const std::string& detail,
-                              std::source_location location);
+[[noreturn]] void CheckFailed(const char* expression, const std::string& detail, const char* file,
+                              int line);
 
 namespace internal {
 template <class A, class B>
-[[noreturn]] void CheckOpFailed(const char* expression, const A& a, const B& b,
-                                std::source_location location) {
+[[noreturn]] void CheckOpFailed(const char* expression, const A& a, const B& b, const char* file,
+                                int line) {
   std::ostringstream detail;
   detail << a << " vs. " << b;
-  CheckFailed(expression, detail.str(), location);
+  CheckFailed(expression, detail.str(), file, line);
 }
 }  // namespace internal
 }  // namespace halfstep
 
-#define HALFSTEP_CHECK(condition)                                               \
-  do {                                                                          \
-    if (!(condition)) [[unlikely]]                                              \
-      ::halfstep::CheckFailed(#condition, "", std::source_location::current()); \
+#define HALFSTEP_CHECK(condition)                                  \
+  do {                                                             \
+    if (!(condition)) [[unlikely]]                                 \
+      ::halfstep::CheckFailed(#condition, "", __FILE__, __LINE__); \
   } while (false)
 
-#define HALFSTEP_CHECK_OP_(op, a, b)                                        \
-  do {                                                                      \
-    if (!((a)op(b))) [[unlikely]]                                           \
-      ::halfstep::internal::CheckOpFailed(#a " " #op " " #b, (a), (b),      \
-                                          std::source_location::current()); \
+#define HALFSTEP_CHECK_OP_(op, a, b)                                                        \
+  do {                                                                                      \
+    if (!((a)op(b))) [[unlikely]]                                                           \
+      ::halfstep::internal::CheckOpFailed(#a " " #op " " #b, (a), (b), __FILE__, __LINE__); \
   } while (false)
 
 #define HALFSTEP_CHECK_EQ(a, b) HALFSTEP_CHECK_OP_(==, a, b)

@@ -17,4 +17,4 @@
     case ::halfstep::DeviceType::kCuda:             \
       break;                                        \
   }                                                 \
-  ::halfstep::CheckFailed(#op, "this build has no CUDA backend", std::source_location::current())
+  ::halfstep::CheckFailed(#op, "this build has no CUDA backend", __FILE__, __LINE__)

@@ -62,8 +62,9 @@ class BasicTensor {
 
   // A mutable view converts to a read-only one.
   template <class Other>
-  requires(std::is_const_v<Byte> && !std::is_const_v<Other>) constexpr BasicTensor(
-      const BasicTensor<Other>& other)  // NOLINT(google-explicit-constructor)
+  requires(std::is_const_v<Byte> && !std::is_const_v<Other>)
+      // NOLINTNEXTLINE(google-explicit-constructor)
+      constexpr BasicTensor(const BasicTensor<Other>& other)
       : data_(other.data()),
         shape_(other.shape()),
         dtype_(other.dtype()),

@@ -25,7 +25,7 @@ void RequireSupportedCpu() {
   static const bool supported = [] {
     std::string why;
     if (!CpuSupported(&why)) {
-      CheckFailed("the CPU is supported", why, std::source_location::current());
+      CheckFailed("the CPU is supported", why, __FILE__, __LINE__);
     }
     return true;
   }();

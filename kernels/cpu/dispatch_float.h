@@ -18,7 +18,7 @@ void DispatchFloat(DType dtype, F&& f) {
     case DType::kFloat32:
       return f.template operator()<float>();
     default:
-      CheckFailed("dtype is fp16, bf16 or fp32", Name(dtype), std::source_location::current());
+      CheckFailed("dtype is fp16, bf16 or fp32", Name(dtype), __FILE__, __LINE__);
   }
 }
 
