@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Debian's Prometheus scrapes a short run; every expression of the dashboard and the alerts is evaluated,
+and every metric that they name must exist.
+
+    prometheus_test.py SOURCE_DIR BINARY_DIR
+"""
+
+import json
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+DEADLINE_SECONDS = 120
+METRIC = re.compile(r"\bhalfstep_[a-z0-9_]+")
+
+
+def wait_for(what, probe):
+    """Polls `probe` until it gives something true; fails by name when the deadline passes."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            value = probe()
+        except (OSError, ValueError, KeyError):
+            value = None
+        if value:
+            return value
+        time.sleep(0.1)
+    sys.exit(f"no {what} within {DEADLINE_SECONDS} seconds")
+
+
+class Processes:
+    """Child processes, all ended on the way out."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.running = []
+
+    def start(self, name, *arguments):
+        log = open(self.directory / f"{name}.log", "w", encoding="utf-8")
+        process = subprocess.Popen([str(a) for a in arguments], stdout=log, stderr=log)
+        self.running.append(process)
+        return process
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in reversed(self.running):
+            process.send_signal(signal.SIGTERM)
+        for process in self.running:
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def dashboard_expressions(path):
+    for panel in json.loads(path.read_text())["panels"]:
+        for target in panel["targets"]:
+            yield f"panel '{panel['title']}'", target["expr"]
+
+
+def alert_expressions(path):
+    """The `expr` of each rule; the file is our own, with `expr: x` or a block scalar below it."""
+    lines = path.read_text().splitlines()
+    name = ""
+    for index, line in enumerate(lines):
+        if match := re.match(r"\s*- alert: (\w+)", line):
+            name = match[1]
+        if match := re.match(r"(\s*)expr: (.*)", line):
+            text = match[2]
+            if text == "|":
+                block = []
+                for following in lines[index + 1 :]:
+                    if len(following) - len(following.lstrip()) <= len(match[1]):
+                        break
+                    block.append(following.strip())
+                text = " ".join(block)
+            yield f"alert {name}", text
+
+
+def main():
+    source, binary = (pathlib.Path(a).resolve() for a in sys.argv[1:3])
+    bin_dir = binary / "bin"
+    with tempfile.TemporaryDirectory() as scratch, Processes(pathlib.Path(scratch)) as processes:
+        run(source, bin_dir, pathlib.Path(scratch), processes)
+
+
+def run(source, bin_dir, scratch, processes):
+    root = scratch / "root"
+    shutil.copytree(source / "deploy/examples/demo", root / "demo")
+
+    def ports(name):
+        file = scratch / f"{name}.ports"
+        return wait_for(f"port file of {name}", lambda: file.exists() and json.loads(file.read_text()))
+
+    processes.start(
+        "learner", bin_dir / "halfstep-learner", "--root", root, "--listen", "127.0.0.1:0",
+        "--http", "127.0.0.1:0", "--port-file", scratch / "learner.ports",
+    )  # fmt: skip
+    learner = ports("learner")
+    processes.start(
+        "rollout", bin_dir / "halfstep-rollout", "--learner", learner["grpc"], "--id", "rollout-0",
+        "--http", "127.0.0.1:0", "--port-file", scratch / "rollout.ports",
+    )  # fmt: skip
+    rollout = ports("rollout")
+
+    job = (source / "deploy/examples/demo.yaml").read_text()
+    job = re.sub(r"(?m)^steps: .*", "steps: 2", job)
+    job = re.sub(r"(?m)^  prompts: .*", "  prompts: 4", job)
+    (scratch / "job.yaml").write_text(job)
+    submitted = subprocess.run(
+        [bin_dir / "halfstep", "submit", scratch / "job.yaml", "--learner", learner["grpc"],
+         "--format", "json"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    name = json.loads(submitted.stdout)["name"]
+    subprocess.run(
+        [bin_dir / "halfstep", "watch", name, "--learner", learner["grpc"]],
+        check=True, stdout=subprocess.DEVNULL, timeout=DEADLINE_SECONDS,
+    )  # fmt: skip
+
+    config = (source / "deploy/prometheus/prometheus.yml").read_text()
+    config = config.replace("127.0.0.1:9401", learner["http"])
+    config = config.replace('"127.0.0.1:9411", "127.0.0.1:9412"', f'"{rollout["http"]}"')
+    config = config.replace("interval: 5s", "interval: 1s")
+    (scratch / "prometheus.yml").write_text(config)
+    (scratch / "alerts.yml").write_text((source / "deploy/prometheus/alerts.yml").read_text())
+    listen = scratch / "prometheus.log"
+    processes.start(
+        "prometheus", "prometheus", f"--config.file={scratch}/prometheus.yml",
+        f"--storage.tsdb.path={scratch}/tsdb", "--web.listen-address=127.0.0.1:0",
+    )  # fmt: skip
+    address = wait_for(
+        "address of Prometheus",
+        lambda: re.search(r"Listening on\"? address=([0-9.:]+)", listen.read_text()),
+    )[1]
+
+    def ask(path, **query):
+        url = f"http://{address}/api/v1/{path}?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return json.load(answer)["data"]
+
+    wait_for(
+        "scrape of every target",
+        lambda: len(ask("query", query="up == 1")["result"]) == 2,
+    )
+    metrics = set(ask("label/__name__/values"))
+    failures = 0
+    expressions = [
+        *dashboard_expressions(source / "deploy/grafana/dashboards/halfstep.json"),
+        *alert_expressions(source / "deploy/prometheus/alerts.yml"),
+    ]
+    for where, expression in expressions:
+        try:
+            ask("query", query=expression)
+        except urllib.error.HTTPError as error:
+            print(f"{where}: {expression}: {error.read().decode()}")
+            failures += 1
+        for metric in METRIC.findall(expression):
+            if metric not in metrics:
+                print(f"{where}: no metric {metric}")
+                failures += 1
+    for port in (learner["http"], rollout["http"]):
+        with urllib.request.urlopen(f"http://{port}/metrics", timeout=5) as answer:
+            text = answer.read()
+        check = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
+        if check.returncode:
+            print(f"promtool check metrics of {port}: {check.stderr.decode()}{check.stdout.decode()}")
+            failures += 1
+    print(f"{len(expressions)} expressions, {failures} failures")
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()
