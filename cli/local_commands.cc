@@ -183,9 +183,10 @@ void PrintResult(const LocalRun& run, const LocalRunOptions& options, std::ostre
 }
 
 void PrintNextCommands(const LocalRun& run, std::ostream& out) {
+  const std::string folder = fs::path(run.job.summary().output_dir()).parent_path().string();
   out << "\nNext:\n"
-      << "  halfstep generate " << run.job.summary().output_dir()
-      << "/model --prompt \"347+586=\" --samples 4\n"
+      << "  halfstep check " << folder << "/job.yaml --root " << folder
+      << "    # the job, resolved\n"
       << "  halfstep demo --rollouts 3 --seed " << run.job.spec().seed()
       << "    # other processes, the same weights digest\n"
       << "  halfstep train my_job.yaml --root .    # your model, your prompts\n";
