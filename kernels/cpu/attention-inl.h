@@ -30,7 +30,12 @@ inline constexpr size_t kBlock = static_cast<size_t>(kKvBlockTokens);
 static_assert(kBlock == 2 * kVirtualLanes);
 
 // Rows that a tile computes together: as many as leave the accumulators of 32 columns in registers.
+// Sanitizers take minutes to instrument tall tiles; short ones compute the same bits.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr size_t kTileRows = 2;
+#else
 inline constexpr size_t kTileRows = kParts == 1 ? 8 : 2;
+#endif
 
 HWY_INLINE constexpr size_t PadHeadDim(size_t head_dim) {
   return (head_dim + kVirtualLanes - 1) / kVirtualLanes * kVirtualLanes;

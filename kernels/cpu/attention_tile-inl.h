@@ -85,14 +85,15 @@ struct alignas(64) SoftmaxState {
   size_t limit[kTileRows];       // keys of the block that the row sees; ascends within a head
 };
 
-// Turns the scores of one block, [Rows][32], into probabilities relative to the largest score so
+// Turns the scores of one block, [rows][32], into probabilities relative to the largest score so
 // far, rounded to T. A masked key has probability 0, which changes no bit.
-template <class T, size_t Rows>
-HWY_INLINE void Softmax(float scale, bool first_block, float* p, SoftmaxState& state) {
+template <class T>
+HWY_NOINLINE void Softmax(size_t rows, float scale, bool first_block, float* p,
+                          SoftmaxState& state) {
   const F32x16 masked = Set16(-std::numeric_limits<float>::infinity());
   alignas(64) float next[kVirtualLanes];
-  std::copy_n(state.largest, kVirtualLanes, next);
-  for (size_t r = 0; r < Rows; ++r) {
+  Store16(Load16(state.largest), next);
+  for (size_t r = 0; r < rows; ++r) {
     float* const score = p + r * kBlock;
     const size_t limit = state.limit[r];
     F32x16 low = Load16(score) * Set16(scale);
@@ -108,8 +109,8 @@ HWY_INLINE void Softmax(float scale, bool first_block, float* p, SoftmaxState& s
   }
   // In the first block the totals are 0 and the factor does not matter.
   if (!first_block) Store16(Exp(Load16(state.largest) - Load16(next)), state.alpha);
-  std::copy_n(next, kVirtualLanes, state.largest);
-  for (size_t r = 0; r < Rows; ++r) {
+  Store16(Load16(next), state.largest);
+  for (size_t r = 0; r < rows; ++r) {
     float* const score = p + r * kBlock;
     const F32x16 largest = Set16(next[r]);
     const F32x16 low = Exp(Load16(score) - largest);
@@ -170,16 +171,16 @@ HWY_NOINLINE void AddValues(const float* p, const SoftmaxState& state, bool firs
 }
 
 // out = acc / total, lse = largest + log(total). Returns how many stores were saturated.
-template <class T, size_t Rows>
-HWY_INLINE size_t Finish(const Row<T>* rows, const Attributes& attributes,
-                         const SoftmaxState& state, const float* acc) {
+template <class T>
+HWY_NOINLINE size_t Finish(const Row<T>* rows, size_t count, const Attributes& attributes,
+                           const SoftmaxState& state, const float* acc) {
   alignas(64) float total[kVirtualLanes];
   alignas(64) float inverse[kVirtualLanes];
   std::fill_n(total, kVirtualLanes, 1.0f);
-  for (size_t r = 0; r < Rows; ++r) total[r] = ReduceSum(state.total[r]);
+  for (size_t r = 0; r < count; ++r) total[r] = ReduceSum(state.total[r]);
   Store16(Set16(1.0f) / Load16(total), inverse);
   size_t saturated = 0;
-  for (size_t r = 0; r < Rows; ++r) {
+  for (size_t r = 0; r < count; ++r) {
     for (size_t d = 0; d < attributes.head_dim; d += kVirtualLanes) {
       saturated +=
           StoreSaturated16(Load16(acc + r * attributes.padded + d) * Set16(inverse[r]),
@@ -189,7 +190,7 @@ HWY_INLINE size_t Finish(const Row<T>* rows, const Attributes& attributes,
   if (rows[0].lse != nullptr) {
     alignas(64) float lse[kVirtualLanes];
     Store16(Load16(state.largest) + Log(Load16(total)), lse);
-    for (size_t r = 0; r < Rows; ++r) *rows[r].lse = lse[r];
+    for (size_t r = 0; r < count; ++r) *rows[r].lse = lse[r];
   }
   return saturated;
 }
@@ -229,14 +230,14 @@ HWY_INLINE size_t AttendTile(const Row<T>* rows, const Attributes& attributes, c
     } else {
       Product<Start::kZero, Rows, 1>(left, keys, kBlock, head_dim, p, kBlock);
     }
-    Softmax<T, Rows>(attributes.scale, begin == 0, p, state);
+    Softmax<T>(Rows, attributes.scale, begin == 0, p, state);
     ForColumns(padded, [&]<size_t Vectors>(size_t d) HWY_ATTR {
       const B* columns[Heads];
       for (size_t h = 0; h < Heads; ++h) columns[h] = values[h] + d;
       AddValues<Rows, Vectors>(p, state, begin == 0, columns, padded, acc + d);
     });
   }
-  return Finish<T, Rows>(rows, attributes, state, acc);
+  return Finish(rows, Rows, attributes, state, acc);
 }
 
 // The same for any number of rows, in tiles; next_row() gives one row after the other, head by

@@ -2,7 +2,6 @@
 // Causal attention over the paged cache, for prefill chunks and decoding. Items of work are query
 // ranges of one sequence; a thread takes a range of items.
 #include <algorithm>
-#include <source_location>
 
 #include "kernels/check.h"
 #include "kernels/cpu/attention.h"
@@ -108,22 +107,14 @@ size_t AttendHeads(const Arguments<T>& a, const Item& item, float* scratch) {
   return Attend<T, Heads>(Heads * rows_per_head, next_row, a.attributes, block, scratch);
 }
 
-template <class T>
+template <class T, size_t Heads = kMaxTileHeads>
 size_t AttendItem(const Arguments<T>& a, const Item& item, float* scratch) {
-  switch (item.heads) {
-    case 1:
-      return AttendHeads<1>(a, item, scratch);
-    case 2:
-      return AttendHeads<2>(a, item, scratch);
-#if HWY_MAX_BYTES == 64
-    case 3:
-      return AttendHeads<3>(a, item, scratch);
-    case 4:
-      return AttendHeads<4>(a, item, scratch);
-#endif
-    default:
-      CheckFailed("item.heads", std::to_string(item.heads), std::source_location::current());
+  if constexpr (Heads > 1) {
+    if (static_cast<size_t>(item.heads) < Heads) {
+      return AttendItem<T, Heads - 1>(a, item, scratch);
+    }
   }
+  return AttendHeads<Heads>(a, item, scratch);
 }
 
 template <class T>
