@@ -117,6 +117,7 @@ def run(source, bin_dir, scratch, processes):
 
     job = (source / "deploy/examples/demo.yaml").read_text()
     job = re.sub(r"(?m)^steps: .*", "steps: 2", job)
+    job = re.sub(r"(?m)^  warmup_steps: .*", "  warmup_steps: 0", job)
     job = re.sub(r"(?m)^  prompts: .*", "  prompts: 4", job)
     (scratch / "job.yaml").write_text(job)
     submitted = subprocess.run(
