@@ -108,6 +108,7 @@ void LearnerServer::Impl::MakeParts() {
   runner_options.threads =
       options.threads > 0 ? options.threads
                           : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  runner_options.recompute = options.recompute_activations ? Recompute::kLayer : Recompute::kNone;
   runner_options.rollouts.no_rollout_timeout = options.no_rollout_timeout;
   runner_options.rollouts.group_timeout = options.group_timeout;
   runner =

@@ -65,6 +65,7 @@ class JobRun {
 
 absl::Status JobRun::Prepare(const std::string& job_id, const v1::TrainingJobSpec& spec) {
   HALFSTEP_ASSIGN_OR_RETURN(settings_, MakeJobSettings(spec, options_.root));
+  settings_.train_step.recompute = options_.recompute;
   ctx_.profile = settings_.profile;
   HALFSTEP_ASSIGN_OR_RETURN(inputs_, LoadJobInputs(settings_));
   if (!settings_.supervised) {

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/model/transformer.h"
 #include "learner_server/job/job_runner.h"
 #include "learner_server/training/rollout_client.h"
 
@@ -20,6 +21,7 @@ struct TrainingJobRunnerOptions {
   std::string incarnation;  // of this learner process
   int threads = 1;          // of the CPU backend
   int scoring_threads = 1;
+  Recompute recompute = Recompute::kNone;  // memory against time; the results are the same
   RolloutClientOptions rollouts;
 };
 
