@@ -7,12 +7,13 @@
 writes into DIRECTORY
     train.jsonl   prompts and answers for reinforcement learning
     eval.jsonl    held-out prompts and answers
-    sft.jsonl     prompts and worked responses for the supervised warm start, without the sums of UNSEEN_SUMS
+    sft.jsonl     prompts and worked responses for the supervised warm start, by a teacher with gaps
     start/        a model folder without weights: config.json, generation_config.json, tokenizer.json
 The same arguments give the same bytes everywhere. The three sets share no prompt.
 
-The supervised set teaches the procedure but leaves holes in the addition table: no column of it adds a
-pair of digits of UNSEEN_SUMS. Reinforcement learning has to fill them in.
+The teacher of the supervised set knows the procedure but not the whole addition table: where a column
+adds one of GUESSED_SUMS pairs of digits, it writes one of GUESSES totals by chance and carries on from
+there. So the base model learns to guess there too, right or wrong, and only the reward tells it which.
 """
 
 import argparse
@@ -22,40 +23,52 @@ import pathlib
 
 TRAIN_ROWS = 4096
 EVAL_ROWS = 256
-UNSEEN_SUMS = 30  # of the 100 ordered pairs of digits
+GUESSED_SUMS = 30  # of the 100 ordered pairs of digits
+GUESSES = 5  # neighbouring totals, the right one among them
+
+
+def hashed(text):
+    return int.from_bytes(hashlib.sha256(b"halfstep demo " + text.encode()).digest()[:8], "big")
 
 
 def pairs_in_order():
     """All pairs of three-digit numbers, shuffled by a hash that every Python computes alike."""
     pairs = [(a, b) for a in range(100, 1000) for b in range(100, 1000)]
-    pairs.sort(key=lambda pair: hashlib.sha256(b"halfstep demo %d+%d" % pair).digest())
+    pairs.sort(key=lambda pair: hashed("%d+%d" % pair))
     return pairs
 
 
-def unseen_sums(count):
+def guessed_sums():
     """Ordered pairs of digits, chosen by a hash."""
     pairs = [(x, y) for x in range(10) for y in range(10)]
-    pairs.sort(key=lambda pair: hashlib.sha256(b"halfstep demo digits %d+%d" % pair).digest())
-    return set(pairs[:count])
+    pairs.sort(key=lambda pair: hashed("digits %d+%d" % pair))
+    return set(pairs[:GUESSED_SUMS])
 
 
-def digit_pairs(a, b):
-    return [(a // place % 10, b // place % 10) for place in (1, 10, 100)]
+def guess(total, text):
+    """One of GUESSES neighbouring totals of two digits and a carry, by the hash of `text`."""
+    lowest = min(max(total - GUESSES // 2, 0), 19 - GUESSES + 1)
+    return lowest + hashed(text) % GUESSES
 
 
 def prompt(a, b):
     return f"{a}+{b}="
 
 
-def worked_response(a, b):
+def worked_response(a, b, guessed):
     """Column by column from the right, with the carry: 347+586= -> 7+6=13, 4+8+1=13, 3+5+1=9, 933"""
     steps = []
     carry = 0
-    for x, y in digit_pairs(a, b):
+    answer = 0
+    for place in (1, 10, 100):
+        x, y = a // place % 10, b // place % 10
         total = x + y + carry
+        if (x, y) in guessed:
+            total = guess(total, f"{a}+{b} at {place}")
         steps.append(f"{x}+{y}+{carry}={total}" if carry else f"{x}+{y}={total}")
         carry = total // 10
-    return ", ".join(steps) + f", {a + b}"
+        answer += total % 10 * place
+    return ", ".join(steps) + f", {answer + 1000 * carry}"
 
 
 def byte_level_alphabet():
@@ -150,7 +163,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=pathlib.Path)
     parser.add_argument("--sft-rows", type=int, default=65536)
-    parser.add_argument("--unseen-sums", type=int, default=UNSEEN_SUMS)
     arguments = parser.parse_args()
     directory = arguments.directory
     start = directory / "start"
@@ -159,8 +171,7 @@ def main():
     pairs = pairs_in_order()
     held_out, rest = pairs[:EVAL_ROWS], pairs[EVAL_ROWS:]
     train, rest = rest[:TRAIN_ROWS], rest[TRAIN_ROWS:]
-    unseen = unseen_sums(arguments.unseen_sums)
-    rest = [(a, b) for a, b in rest if not unseen.intersection(digit_pairs(a, b))]
+    guessed = guessed_sums()
     for name, rows in (("train", train), ("eval", held_out)):
         write_jsonl(
             directory / f"{name}.jsonl",
@@ -169,7 +180,7 @@ def main():
     write_jsonl(
         directory / "sft.jsonl",
         [
-            {"prompt": prompt(a, b), "response": worked_response(a, b)}
+            {"prompt": prompt(a, b), "response": worked_response(a, b, guessed)}
             for a, b in rest[: arguments.sft_rows]
         ],
     )
