@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whole passes of the model beside the FMA peak that bursts in the same run reached: decoding and
-// prefill through the paged cache, and a training step. Everything but the peak is a median over
-// the iterations.
+// Whole passes of the model beside the FMA peak and the read bandwidth (over memory as large as the
+// weights) that bursts in the same run reached: decoding and prefill through the paged cache, and a
+// training step. Everything but the limits is a median over the iterations.
 //
 // "M" is the model of docs/benchmarks (46 M parameters, untied), "demo" one of the demo's size. A
 // decoding step includes the LM head and sampling; a training step includes log-probs, both
@@ -70,6 +70,11 @@ double LinearMacs(const ModelConfig& c, bool head) {
   return static_cast<double>(c.layers) * layer + (head ? logits : 0.0);
 }
 
+// Of the linear layers and the head.
+size_t LinearBytes(const ModelConfig& c) {
+  return static_cast<size_t>(LinearMacs(c, true)) * SizeOf(kDType);
+}
+
 // Multiply-adds of scores and values for one query that sees `context` keys.
 double AttentionMacs(const ModelConfig& c, double context) {
   return 2.0 * context * static_cast<double>(c.layers * c.q_width());
@@ -105,12 +110,18 @@ struct Fixture {
   ParameterBuffer master;
 };
 
-// Runs `step` (which does `tokens` tokens and `flops` operations) and a burst of multiply-adds in
-// turn.
-void Measure(benchmark::State& state, int threads, double tokens, double flops,
+// What one step does.
+struct Work {
+  double tokens, flops;
+  size_t weight_bytes;  // read at least once
+};
+
+// Runs `step`, a burst of multiply-adds and a burst of reads in turn.
+void Measure(benchmark::State& state, int threads, const Work& work,
              const std::function<void()>& step) {
+  ReadBandwidth reads(work.weight_bytes);
   step();
-  std::vector<double> times, peaks;
+  std::vector<double> times, peaks, bandwidths;
   for (auto _ : state) {
     const auto begin = std::chrono::steady_clock::now();
     step();
@@ -118,14 +129,21 @@ void Measure(benchmark::State& state, int threads, double tokens, double flops,
         std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
     state.SetIterationTime(times.back());
     peaks.push_back(FmaPeak(threads, kBurstSeconds));
+    bandwidths.push_back(reads.Measure(threads, kBurstSeconds));
   }
   std::sort(times.begin(), times.end());
   const double median = times[times.size() / 2];
   const double peak = *std::max_element(peaks.begin(), peaks.end());
-  state.counters["tokens_per_s"] = tokens / median;
-  state.counters["gflops"] = 1e-9 * flops / median;
+  const double bandwidth = *std::max_element(bandwidths.begin(), bandwidths.end());
+  const double gflops = 1e-9 * work.flops / median;
+  const double gbytes = 1e-9 * static_cast<double>(work.weight_bytes) / median;
+  state.counters["tokens_per_s"] = work.tokens / median;
+  state.counters["gflops"] = gflops;
+  state.counters["gbytes"] = gbytes;
   state.counters["fma_peak"] = peak;
-  state.counters["of_fma_peak"] = 1e-9 * flops / median / peak;
+  state.counters["bandwidth"] = bandwidth;
+  state.counters["of_fma_peak"] = gflops / peak;
+  state.counters["of_bandwidth"] = gbytes / bandwidth;
 }
 
 // One step over the paged cache: `sequences` with `queries` tokens each, at a context of `context`.
@@ -194,7 +212,7 @@ void BM_Infer(benchmark::State& state, InferCase c) {
   const double flops =
       2 * (count * (LinearMacs(f.config, false) + AttentionMacs(f.config, mean_context)) +
            static_cast<double>(c.sequences * f.config.vocab_size * f.config.hidden_size));
-  Measure(state, c.threads, count, flops, [&] {
+  Measure(state, c.threads, {count, flops, LinearBytes(f.config)}, [&] {
     transformer.ForwardInfer(f.ctx, f.weights, step, &cache, hidden);
     Linear(f.ctx, hidden, f.weights.head(), logits);
     SampleTokens(f.ctx, logits, rows, tokens, log_probs);
@@ -267,7 +285,7 @@ void BM_Train(benchmark::State& state, TrainCase c) {
   const double macs = count * (LinearMacs(f.config, false) +
                                AttentionMacs(f.config, 0.5 * static_cast<double>(c.length))) +
                       scored * static_cast<double>(f.config.vocab_size * f.config.hidden_size);
-  Measure(state, c.threads, count, 6 * macs, step);
+  Measure(state, c.threads, {count, 6 * macs, LinearBytes(f.config)}, step);
 }
 
 void Register() {
