@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every numeric tolerance of the kernel tests, with its reason. "Relative" is the relative L2
-// distance to the FP64 specification on the same rounded inputs. One unit of roundoff u is 2^-11 in
-// FP16, 2^-8 in BF16, 2^-24 in FP32; a single rounding to nearest leaves about 0.4 u in relative
-// L2.
+// Every numeric tolerance of the tests, with its reason. "Relative" is the relative L2 distance to
+// the FP64 specification on the same rounded inputs. One unit of roundoff u is 2^-11 in FP16, 2^-8
+// in BF16, 2^-24 in FP32; a single rounding to nearest leaves about 0.4 u in relative L2.
 #pragma once
 
 #include "kernels/dtype.h"
@@ -52,5 +51,11 @@ inline constexpr double kFiniteDifference = 1e-6;
 
 // Squared norms: FP64 partial sums of exact FP64 squares.
 inline constexpr double kSquaredNorm = 1e-12;
+
+// Whole models in FP32 against torch and transformers in FP32, which add in another order: u on
+// logits of magnitude about 10 is 1e-6 for one rounding, and a dozen layers of them leave 1e-5 in
+// the log-probs, absolute, and as much of the gradients, relative. A wrong formula leaves 1e-2.
+inline constexpr double kOracleLogProb = 1e-4;
+inline constexpr double kOracleGradient = 1e-4;
 
 }  // namespace halfstep::tolerance

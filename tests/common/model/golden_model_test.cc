@@ -14,12 +14,10 @@
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/log_prob.h"
 #include "tests/common/model/tiny_model.h"
+#include "tests/kernels/tolerance.h"
 
 namespace halfstep {
 namespace {
-
-constexpr double kLogProbTolerance = 1e-4;   // absolute, FP32 against FP32
-constexpr double kGradientTolerance = 1e-4;  // L2 of the difference over L2 of the gradient
 
 template <class T>
 std::vector<T> ReadTensor(const SafetensorsFile& file, const std::string& name) {
@@ -93,7 +91,8 @@ TEST_P(GoldenModelTest, LogProbsAndGradientsMatchTransformers) {
   LmHeadLogProb(ctx, hidden, weights_->head(), targets, 1.0f, log_probs, Tensor(), lse);
   const auto expected = ReadTensor<float>(*golden_, "log_probs");
   for (int64_t i = 0; i < rows; ++i) {
-    ASSERT_NEAR(log_probs.view().as<float>()[i], expected[i], kLogProbTolerance) << "row " << i;
+    ASSERT_NEAR(log_probs.view().as<float>()[i], expected[i], tolerance::kOracleLogProb)
+        << "row " << i;
   }
 
   auto coefficients = ReadTensor<float>(*golden_, "coefficients");
@@ -112,7 +111,7 @@ TEST_P(GoldenModelTest, LogProbsAndGradientsMatchTransformers) {
         difference += std::pow(static_cast<double>(got.as<float>()[i]) - want[i], 2);
         norm += std::pow(static_cast<double>(want[i]), 2);
       }
-      EXPECT_LE(std::sqrt(difference), kGradientTolerance * std::sqrt(norm)) << slice.name;
+      EXPECT_LE(std::sqrt(difference), tolerance::kOracleGradient * std::sqrt(norm)) << slice.name;
     }
   }
 }
