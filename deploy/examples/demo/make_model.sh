@@ -2,7 +2,8 @@
 # Makes the demo's data and base model again, bit for bit, from nothing but a seed:
 #   deploy/examples/demo/make_model.sh [WORK_DIRECTORY]
 # Writes train.jsonl, eval.jsonl and model/ beside this script; leaves the supervised run in the work
-# directory. Needs python3 and a built release preset.
+# directory. Needs python3 and a built release preset. Where the model comes out another, make the golden
+# file of the tests anew: tests/golden/make_demo_golden.py.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 bin=$here/../../../build/release/bin
