@@ -300,6 +300,9 @@ TEST_F(RpcServerTest, TokenToAnotherMachineNeedsTls) {
   options.target = "192.0.2.1:5000";
   options.token_file = WriteSecret("mine", "s3cret\n");
   EXPECT_EQ(ReasonOf(MakeChannel(options).status()), "BAD_CHANNEL_OPTIONS");
+  // A name that looks like loopback may be anybody's.
+  options.target = "127.evil.example:5000";
+  EXPECT_EQ(ReasonOf(MakeChannel(options).status()), "BAD_CHANNEL_OPTIONS");
 }
 
 }  // namespace
