@@ -127,6 +127,7 @@ void LearnerServer::Impl::MakeParts() {
 }
 
 absl::Status LearnerServer::Impl::Listen() {
+  HALFSTEP_RETURN_IF_ERROR(CheckPlainAddress(options.http, options.server.insecure));
   options.server.metrics = &registry;
   HALFSTEP_ASSIGN_OR_RETURN(
       rpc, RpcServer::Start(

@@ -14,6 +14,7 @@ namespace halfstep {
 
 struct LearnerServerOptions {
   ServerOptions server;  // its metrics are set by the learner
+  // Of metrics and probes, in plain text; public only with server.insecure.
   std::string http = "127.0.0.1:0";
   std::string root = ".";  // every path of a job is below it
   std::string state;       // folder of the job store; empty: .halfstep in the root
@@ -31,7 +32,8 @@ struct LearnerServerOptions {
 class LearnerServer {
  public:
   // Listens, takes up the jobs of its store and is ready for calls. Errors: those of
-  // RpcServer::Start, HttpServer::Start and JobStore::Open; NOT_FOUND for a root that is no folder.
+  // RpcServer::Start, CheckPlainAddress, HttpServer::Start and JobStore::Open; NOT_FOUND for a root
+  // that is no folder.
   static absl::StatusOr<std::unique_ptr<LearnerServer>> Start(LearnerServerOptions options);
   // Stops, waiting for the running job as long as it takes to notice.
   ~LearnerServer();

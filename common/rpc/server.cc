@@ -115,6 +115,16 @@ void SetLimits(const ServerOptions& options, grpc::ServerBuilder& builder) {
 
 }  // namespace
 
+absl::Status CheckPlainAddress(const std::string& address, bool insecure) {
+  HALFSTEP_ASSIGN_OR_RETURN(const Endpoint endpoint, ParseEndpoint(address));
+  if (endpoint.IsLoopback() || insecure) return absl::OkStatus();
+  return BadOptions(
+      "INSECURE_ADDRESS",
+      absl::StrCat("refusing to serve metrics on ", endpoint.ToString(),
+                   " in plain text to everybody who reaches it; use 127.0.0.1 (and a proxy that "
+                   "protects it), or accept the risk with --insecure"));
+}
+
 struct RpcServer::Impl {
   explicit Impl(Authorizer::Options options)
       : authorizer(std::move(options), HalfstepMethodRoles()) {}

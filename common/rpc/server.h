@@ -49,6 +49,11 @@ struct HostedService {
   std::string full_name;
 };
 
+// Whether an address that is always served without TLS and credentials, such as that of metrics,
+// may be listened on: FAILED_PRECONDITION (reason INSECURE_ADDRESS) when other machines reach it
+// and `insecure` is not set; INVALID_ARGUMENT (reason BAD_ADDRESS) when it cannot be understood.
+absl::Status CheckPlainAddress(const std::string& address, bool insecure);
+
 // Listening from Start to Stop. Thread-safe.
 class RpcServer {
  public:

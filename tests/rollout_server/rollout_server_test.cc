@@ -11,6 +11,7 @@
 
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "common/base/error_reason.h"
 #include "common/trajectory/proto_convert.h"
 #include "common/weight_sync/weight_proto.h"
 #include "halfstep/v1/rollout_coordination.pb.h"
@@ -165,6 +166,16 @@ TEST(RolloutServerHelloTest, IntroducesItself) {
   EXPECT_EQ(hello.address(), server->grpc_address());
   learner.Await("Heartbeat", [](const v1::RolloutMessage& m) { return m.has_heartbeat(); });
   EXPECT_TRUE(server->ready().ok());
+}
+
+TEST(RolloutServerAddressTest, MetricsInPlainTextForOtherMachinesAreRefused) {
+  RolloutServerOptions options;
+  options.learner.target = "127.0.0.1:1";
+  options.threads = 1;
+  options.http = "0.0.0.0:0";
+  const auto server = RolloutServer::Start(std::move(options));
+  EXPECT_EQ(server.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(ReasonOf(server.status()), "INSECURE_ADDRESS");
 }
 
 TEST_F(RolloutServerTest, GeneratesWithWeightsThatCameOverTheWire) {

@@ -261,6 +261,18 @@ TEST_F(RpcServerTest, PublicAddressWithoutTlsIsRefusedUnlessInsecure) {
   EXPECT_GT((*accepted)->port(), 0);
 }
 
+TEST(CheckPlainAddressTest, PublicAddressesAreRefusedUnlessInsecure) {
+  for (const char* address : {"0.0.0.0:9464", "[::]:9464", "127.evil.example:9464"}) {
+    const absl::Status refused = CheckPlainAddress(address, /*insecure=*/false);
+    EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition) << address;
+    EXPECT_EQ(ReasonOf(refused), "INSECURE_ADDRESS") << address;
+    EXPECT_THAT(std::string(refused.message()), HasSubstr("--insecure"));
+    EXPECT_TRUE(CheckPlainAddress(address, /*insecure=*/true).ok()) << address;
+  }
+  EXPECT_TRUE(CheckPlainAddress("127.0.0.1:9464", /*insecure=*/false).ok());
+  EXPECT_EQ(ReasonOf(CheckPlainAddress("9464", /*insecure=*/true)), "BAD_ADDRESS");
+}
+
 TEST_F(RpcServerTest, ListensOnUnixSocket) {
   ServerOptions options;
   options.listen = absl::StrCat("unix:", dir_.path(), "/socket");
