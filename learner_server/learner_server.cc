@@ -99,6 +99,7 @@ void LearnerServer::Impl::MakeParts() {
   CoordinatorOptions coordinator_options;
   coordinator_options.incarnation = incarnation;
   coordinator_options.numerics_fingerprint = Fingerprint();
+  coordinator_options.stuck_after = options.stuck_timeout;
   coordinator = std::make_unique<RolloutCoordinator>(std::move(coordinator_options), &Clock::Real(),
                                                      &metrics);
 

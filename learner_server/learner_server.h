@@ -24,6 +24,8 @@ struct LearnerServerOptions {
   absl::Duration no_rollout_timeout = absl::Minutes(10);
   // What one rollout may take for a group before another gets it.
   absl::Duration group_timeout = absl::Minutes(10);
+  // What a rollout that holds groups may go without progress before others get them.
+  absl::Duration stuck_timeout = absl::Minutes(2);
   // Written once both ports are known: {"grpc": "host:port", "http": "host:port"}. Empty: no file.
   std::string port_file;
 };

@@ -33,6 +33,7 @@ class Credit;
 class Hello;
 class JobLoaded;
 class RolloutFailure;
+class RolloutHeartbeat;
 class RolloutMessage;
 class Samples;
 class Serving;
@@ -48,6 +49,8 @@ struct CoordinatorOptions {
   absl::Duration heartbeat_interval = absl::Seconds(2);
   absl::Duration suspect_after = absl::Seconds(10);  // silence
   absl::Duration lost_after = absl::Seconds(30);     // silence
+  // Without progress of an engine that holds groups, however often its server is heard.
+  absl::Duration stuck_after = absl::Minutes(2);
   absl::Duration hello_timeout = absl::Seconds(10);
   // What a rollout may take to load a job, to fetch a set of weights, or to switch to it.
   absl::Duration phase_timeout = absl::Minutes(10);
@@ -145,6 +148,8 @@ class RolloutCoordinator final : public RolloutPool {
   bool Handle(RolloutSession& session, const v1::RolloutMessage& message,
               std::vector<Arrival> arrivals) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Heard(RolloutSession& session) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // A suspect becomes again what it was.
+  void Recover(RolloutSession& session) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void On(RolloutSession& session, const v1::Hello& hello) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void On(RolloutSession& session, const v1::JobLoaded& loaded)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -154,6 +159,8 @@ class RolloutCoordinator final : public RolloutPool {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void On(RolloutSession& session, const v1::Credit& credit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void On(RolloutSession& session, const v1::RolloutFailure& failure)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void On(RolloutSession& session, const v1::RolloutHeartbeat& heartbeat)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Ends the streams of other servers of the same id; false (and doomed) when one of those came
   // later.

@@ -89,6 +89,7 @@ bool RolloutCoordinator::Handle(RolloutSession& session, const v1::RolloutMessag
       return OnSamples(session, message.samples().job_epoch(), message.samples().sequence_number(),
                        std::move(arrivals));
     case v1::RolloutMessage::kHeartbeat:
+      On(session, message.heartbeat());
       return true;
     case v1::RolloutMessage::kFailure:
       On(session, message.failure());
@@ -106,6 +107,11 @@ bool RolloutCoordinator::Handle(RolloutSession& session, const v1::RolloutMessag
 
 void RolloutCoordinator::Heard(RolloutSession& session) {
   session.last_heard = clock_.Now();
+  if (!session.stuck) Recover(session);
+}
+
+void RolloutCoordinator::Recover(RolloutSession& session) {
+  session.stuck = false;
   if (session.state != RolloutState::kSuspect) return;
   if (session.serving) {
     Apply(session, RolloutEvent::kHeardWhileServing);
@@ -200,13 +206,16 @@ void RolloutCoordinator::On(RolloutSession& session, const v1::WeightsReady& rea
   }
   session.staged = std::exchange(session.preparing, std::nullopt);
   session.failures = 0;
-  Apply(session, RolloutEvent::kWeightsVerified);
+  // Otherwise it is remembered until the suspect recovers.
+  if (session.state != RolloutState::kSuspect) Apply(session, RolloutEvent::kWeightsVerified);
 }
 
 void RolloutCoordinator::On(RolloutSession& session, const v1::Serving& serving) {
   if (session.job_epoch == 0 || serving.job_epoch() != session.job_epoch) return;
   const WeightIdentity identity = FromProto(serving.weights());
   if (session.committing == identity) {
+    // The engine switched between two steps, so it goes on.
+    Recover(session);
     session.serving = std::exchange(session.committing, std::nullopt);
     session.failures = 0;
     Apply(session, RolloutEvent::kServing);
@@ -235,6 +244,27 @@ void RolloutCoordinator::On(RolloutSession& session, const v1::RolloutFailure& f
                                              {"reason", failure.reason()},
                                              {"message", failure.message()}});
   }
+}
+
+void RolloutCoordinator::On(RolloutSession& session, const v1::RolloutHeartbeat& heartbeat) {
+  if (!heartbeat.has_last_progress()) return;
+  const absl::Time now = clock_.Now();
+  // Only whether it changes counts: the clocks of two machines differ.
+  const absl::Time progress = absl::FromUnixSeconds(heartbeat.last_progress().seconds()) +
+                              absl::Nanoseconds(heartbeat.last_progress().nanos());
+  const bool busy = job_ != nullptr && job_->groups.LoadOf(session.id).groups > 0;
+  if (progress != session.progress || (!busy && !session.stuck)) {
+    session.progress = progress;
+    session.progress_since = now;
+    Recover(session);
+    return;
+  }
+  const absl::Duration still = now - session.progress_since;
+  if (session.stuck || still < options_.stuck_after) return;
+  session.stuck = true;
+  Apply(session, RolloutEvent::kStuck);
+  GiveBackAll(session,
+              absl::StrCat("its engine made no progress for ", absl::FormatDuration(still)));
 }
 
 void RolloutCoordinator::LoadFailed(RolloutSession& session, RolloutEvent event,

@@ -309,7 +309,9 @@ std::string RolloutCoordinator::WaitingFor() const {
     if (session.in_phase()) {
       absl::StrAppend(&part, ", has to ", PhaseOf(session), " since ", ago(session.phase_since));
     }
-    if (session.state == RolloutState::kSuspect) {
+    if (session.stuck) {
+      absl::StrAppend(&part, ", without progress for ", ago(session.progress_since));
+    } else if (session.state == RolloutState::kSuspect) {
       absl::StrAppend(&part, ", silent for ", ago(session.last_heard));
     }
     if (job_ != nullptr) {

@@ -48,6 +48,12 @@ struct RolloutSession {
   absl::Time last_heartbeat_sent;
   bool leaving = false;
 
+  // From heartbeats: when the engine last made progress by its own clock, and since when by ours
+  // that has been so while it held groups.
+  absl::Time progress = absl::InfinitePast();
+  absl::Time progress_since;
+  bool stuck = false;  // too long: it stays a suspect, whatever it says, until it goes on
+
   // The job and weights. At most one of preparing, staged and committing is set.
   uint64_t job_epoch = 0;  // of the last LoadJob; 0 for none
   bool job_loaded = false;

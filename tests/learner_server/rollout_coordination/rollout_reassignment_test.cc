@@ -132,6 +132,52 @@ TEST_F(RolloutReassignmentTest, ASilentRolloutLosesItsGroupsAndMayReturn) {
   ExpectAllOnce(8);
 }
 
+TEST_F(RolloutReassignmentTest, AStuckEngineLosesItsGroupsThoughItsServerIsHeard) {
+  CoordinatorOptions options;
+  options.stuck_after = absl::Seconds(20);
+  NewCoordinator(options);
+  TwoServing(Profile::kFast);
+  int64_t a_progress = 7;  // by its own clock
+  int64_t b_progress = 1;
+  const auto pass = [&](int seconds, bool a_moves) {
+    for (int i = 0; i < seconds; ++i) {
+      clock.Advance(absl::Seconds(1));
+      a().SendHeartbeat(a_moves ? ++a_progress : a_progress);
+      b().SendHeartbeat(++b_progress);
+      coordinator->Tick();
+    }
+  };
+  pass(100, /*a_moves=*/false);
+  EXPECT_EQ(coordinator->Status().rollouts_serving, 2) << "an idle engine has no need to move";
+  Assign(0, 3, 0);
+  Settle();
+  ASSERT_EQ(a().groups.size(), 2u);
+  // A switch on its way must not be what brings it back.
+  Publish(1);
+  Assign(4, 5, 1);
+  pass(19, /*a_moves=*/false);
+  EXPECT_EQ(coordinator->Status().groups_reassigned, 0);
+  pass(1, /*a_moves=*/false);
+  EXPECT_EQ(coordinator->Status().rollouts_serving, 1);
+  EXPECT_EQ(coordinator->Status().groups_reassigned, 2);
+  EXPECT_EQ(registry.Gauges(metric::kRolloutsConnected)["suspect"].Value(), 1);
+  EXPECT_THAT(coordinator->Status().waiting_for,
+              HasSubstr("rollout 'a' is SUSPECT version 0, without progress for 20s"));
+  Settle();
+  EXPECT_TRUE(a().groups.empty()) << "it was told to forget them";
+  EXPECT_EQ(b().groups.size(), 4u);
+  pass(30, /*a_moves=*/false);
+  EXPECT_EQ(coordinator->Status().rollouts_serving, 1) << "it answered, and stands still";
+  pass(1, /*a_moves=*/true);
+  EXPECT_EQ(coordinator->Status().rollouts_serving, 2);
+  for (int i = 0; i < 3; ++i) {
+    Settle();
+    a().FinishAll();
+    b().FinishAll();
+  }
+  ExpectAllOnce(6);
+}
+
 TEST_F(RolloutReassignmentTest, SilenceBeyondTheTimeoutIsDeath) {
   TwoServing();
   for (int i = 0; i < 30; ++i) {
