@@ -70,7 +70,7 @@ std::vector<GroupKey> GroupTable::HeldBy(SessionId session) const {
   return {it->second.begin(), it->second.end()};
 }
 
-absl::Time GroupTable::Hold(const GroupKey& key, SessionId session, absl::Time now) {
+void GroupTable::Hold(const GroupKey& key, SessionId session, absl::Time now) {
   Group& group = At(key);
   const auto [it, added] = group.holds.try_emplace(session);
   HALFSTEP_CHECK(added);
@@ -83,7 +83,6 @@ absl::Time GroupTable::Hold(const GroupKey& key, SessionId session, absl::Time n
   undelivered_[session] += hold.left;
   queue_.erase({group.assignment->version, key});
   group.queued = false;
-  return hold.deadline;
 }
 
 void GroupTable::Release(const GroupKey& key, SessionId session) {

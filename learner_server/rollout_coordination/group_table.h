@@ -73,8 +73,8 @@ class GroupTable {
   std::vector<GroupKey> HeldBy(SessionId session) const;
 
   // Gives the group to `session`, which does not hold it, and takes it from the queue if it is
-  // there. Returns this hold's deadline.
-  absl::Time Hold(const GroupKey& key, SessionId session, absl::Time now);
+  // there.
+  void Hold(const GroupKey& key, SessionId session, absl::Time now);
   // Takes it back from `session`. The group is neither queued nor erased by that.
   void Release(const GroupKey& key, SessionId session);
   // Queues a group that nobody holds once more, avoiding `rollout_id` until `avoid_until`.

@@ -145,6 +145,7 @@ void RolloutCoordinator::On(RolloutSession& session, const v1::Hello& hello) {
   LogInfo("rollout attached", {{"rollout", session.rollout_id},
                                {"incarnation", session.incarnation},
                                {"backend", hello.backend()},
+                               {"kv_cache_bytes", hello.kv_cache_bytes()},
                                {"address", hello.address()},
                                {"build", hello.build()}});
   v1::LearnerMessage message;

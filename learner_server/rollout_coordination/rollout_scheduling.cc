@@ -200,12 +200,10 @@ void RolloutCoordinator::AssignCopies() {
 }
 
 void RolloutCoordinator::Give(const GroupKey& key, RolloutSession& session) {
-  const absl::Time deadline = job_->groups.Hold(key, session.id, clock_.Now());
+  job_->groups.Hold(key, session.id, clock_.Now());
   ++session.assigned;
   v1::LearnerMessage message;
-  GroupAssignment assignment = *job_->groups.Find(key)->assignment;
-  assignment.deadline = deadline;
-  ToProto(assignment, message.mutable_assign());
+  ToProto(*job_->groups.Find(key)->assignment, message.mutable_assign());
   Send(session, std::move(message));
 }
 

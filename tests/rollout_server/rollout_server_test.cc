@@ -333,9 +333,7 @@ TEST_F(RolloutServerTest, AttachesAgainToALearnerThatRestarted) {
   learner_ = nullptr;
   learner_ = std::make_unique<FakeLearner>(port);
   learner_->AddWeights(weights_[0]);
-  const v1::Hello hello = learner_->Welcome();
-  EXPECT_EQ(hello.staged().version(), 0u);
-  EXPECT_EQ(hello.staged().manifest_digest(), weights_[0]->manifest().manifest_digest);
+  learner_->Welcome();
   learner_->LoadJob(4);
   learner_->Serve(4, *weights_[0]);
   EXPECT_EQ(learner_->model_fetches(), 0) << "it has the model";
