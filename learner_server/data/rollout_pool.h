@@ -52,7 +52,8 @@ struct RolloutPoolStatus {
   std::map<std::string, int64_t> training_samples_by_rollout;
   int64_t groups_reassigned = 0;
   int64_t groups_outstanding = 0;
-  std::string waiting_for;  // a sentence: which rollouts hold which groups, and since when
+  // A sentence: what each rollout does or holds, since when, and which one was last sent away, why.
+  std::string waiting_for;
 };
 
 // Thread-safe.

@@ -291,6 +291,12 @@ void RolloutCoordinator::GiveBack(const GroupKey& key, RolloutSession& session,
 }
 
 void RolloutCoordinator::Remove(RolloutSession& session) {
+  const std::string reason = ReasonOf(session.doomed);
+  const bool refused = !reason.empty() && reason != "REPLACED" && reason != "LEARNER_STOPPING";
+  if (session.greeted && refused) {
+    refusal_ = {session.rollout_id, absl::StrCat(reason, ": ", session.doomed.message()),
+                clock_.Now()};
+  }
   GiveBackAll(session, std::string(session.doomed.message()));
   Apply(session, RolloutEvent::kLost);
   LogInfo("rollout is gone", {{"rollout", session.rollout_id},

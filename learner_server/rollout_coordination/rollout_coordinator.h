@@ -117,6 +117,12 @@ class RolloutCoordinator final : public RolloutPool {
     std::optional<Sample> sample;
     absl::Status lost;
   };
+  // A rollout that was sent away.
+  struct Refusal {
+    std::string rollout_id;
+    std::string why;
+    absl::Time when;
+  };
   // A sample as it came, converted before the lock is taken.
   struct Arrival {
     GroupKey key;
@@ -174,6 +180,8 @@ class RolloutCoordinator final : public RolloutPool {
   bool OnSamples(RolloutSession& session, uint64_t job_epoch, uint64_t sequence_number,
                  std::vector<Arrival> arrivals) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool OnSample(RolloutSession& session, Arrival arrival) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Empty when it was not.
+  static std::string WhyRefused(const RolloutSession& session, const SampleVerdict& verdict);
   // Ends a group, or this session's part in it, when its last sample came.
   bool SettleGroup(const GroupKey& key, RolloutSession& session)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -210,6 +218,8 @@ class RolloutCoordinator final : public RolloutPool {
   std::map<SessionId, RolloutSession> sessions_ ABSL_GUARDED_BY(mutex_);
   // (rollout id, incarnation) of servers that another one of the same id replaced; the last ones.
   std::vector<std::pair<std::string, std::string>> retired_ ABSL_GUARDED_BY(mutex_);
+  // The last one, until a rollout of its name serves.
+  std::optional<Refusal> refusal_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<Job> job_ ABSL_GUARDED_BY(mutex_);
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<Delivery> pending_ ABSL_GUARDED_BY(mutex_);

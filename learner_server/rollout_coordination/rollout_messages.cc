@@ -14,6 +14,7 @@ namespace halfstep {
 namespace {
 
 constexpr size_t kMaxNameBytes = 128;
+constexpr size_t kMaxFailureBytes = 1024;
 constexpr size_t kRetiredRemembered = 1024;
 constexpr absl::Duration kDropLogInterval = absl::Seconds(10);
 // Weight of one group in the moving mean of group times.
@@ -21,6 +22,10 @@ constexpr double kMeanWeight = 0.1;
 
 absl::Status ProtocolError(const std::string& what) {
   return Error(absl::StatusCode::kInvalidArgument, "PROTOCOL_ERROR", what);
+}
+
+std::string Describe(const std::string& reason, const std::string& message) {
+  return absl::StrCat(reason, ": ", message).substr(0, kMaxFailureBytes);
 }
 
 }  // namespace
@@ -219,6 +224,7 @@ void RolloutCoordinator::On(RolloutSession& session, const v1::Serving& serving)
     Recover(session);
     session.serving = std::exchange(session.committing, std::nullopt);
     session.failures = 0;
+    if (refusal_ && refusal_->rollout_id == session.rollout_id) refusal_ = std::nullopt;
     Apply(session, RolloutEvent::kServing);
     return;
   }
@@ -244,6 +250,7 @@ void RolloutCoordinator::On(RolloutSession& session, const v1::RolloutFailure& f
     LogWarning("rollout reports a failure", {{"rollout", session.rollout_id},
                                              {"reason", failure.reason()},
                                              {"message", failure.message()}});
+    session.last_report = Describe(failure.reason(), failure.message());
   }
 }
 
@@ -271,7 +278,7 @@ void RolloutCoordinator::On(RolloutSession& session, const v1::RolloutHeartbeat&
 void RolloutCoordinator::LoadFailed(RolloutSession& session, RolloutEvent event,
                                     const std::string& reason, const std::string& message) {
   ++session.failures;
-  session.last_failure = absl::StrCat(reason, ": ", message);
+  session.last_failure = Describe(reason, message);
   LogWarning("rollout cannot load what it was told to", {{"rollout", session.rollout_id},
                                                          {"reason", reason},
                                                          {"message", message},
@@ -342,7 +349,7 @@ bool RolloutCoordinator::OnSample(RolloutSession& session, Arrival arrival) {
     if (index >= group->assignment->samples) return false;
   }
   const GroupTable::Receipt receipt =
-      job_->groups.Deliver(key, session.id, index, /*valid=*/verdict.ok);
+      job_->groups.Deliver(key, session.id, index, WhyRefused(session, verdict));
   if (verdict.ok && receipt == GroupTable::Receipt::kDuplicate) {
     Drop(session.rollout_id, key, DropReason::kDuplicate, absl::StrCat("sample ", index));
   } else if (verdict.ok) {
@@ -350,6 +357,16 @@ bool RolloutCoordinator::OnSample(RolloutSession& session, Arrival arrival) {
     pending_.push_back({group->assignment, session.rollout_id, std::move(arrival.sample), {}});
   }
   return SettleGroup(key, session);
+}
+
+std::string RolloutCoordinator::WhyRefused(const RolloutSession& session,
+                                           const SampleVerdict& verdict) {
+  if (verdict.ok) return "";
+  if (verdict.reason != DropReason::kCancelled) {
+    return absl::StrCat("a sample was refused, ", Name(verdict.reason), ": ", verdict.detail);
+  }
+  if (session.last_report.empty()) return "it handed the group back";
+  return absl::StrCat("it handed the group back, and reported ", session.last_report);
 }
 
 bool RolloutCoordinator::SettleGroup(const GroupKey& key, RolloutSession& session) {
@@ -371,7 +388,7 @@ bool RolloutCoordinator::SettleGroup(const GroupKey& key, RolloutSession& sessio
   }
   if (hold.left > 0) return false;
   // It delivered everything, and not everything was good; or another one delivers the rest.
-  GiveBack(key, session, "some of its samples were refused", /*avoid=*/true);
+  GiveBack(key, session, std::string(hold.refused), /*avoid=*/true);
   return true;
 }
 

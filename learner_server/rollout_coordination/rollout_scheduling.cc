@@ -326,6 +326,10 @@ std::string RolloutCoordinator::WaitingFor() const {
     parts.push_back(std::move(part));
   }
   if (parts.empty()) parts.push_back("no rollout server is attached");
+  if (refusal_) {
+    parts.push_back(absl::StrCat("rollout '", refusal_->rollout_id, "' was sent away ",
+                                 ago(refusal_->when), " ago: ", refusal_->why));
+  }
   if (job_ != nullptr) {
     std::map<uint64_t, int64_t> waiting;
     for (const GroupTable::QueueKey& entry : job_->groups.queue()) ++waiting[entry.version];

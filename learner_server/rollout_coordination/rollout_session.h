@@ -64,7 +64,8 @@ struct RolloutSession {
   bool moving = false;  // idle and on its way to another set: it gets no work of the one it serves
   int failures = 0;     // in a row, of loading and preparing
   std::string last_failure;
-  absl::Time phase_since;  // when the rollout was last told to load, prepare or commit
+  std::string last_report;  // the last failure of a group that it reported
+  absl::Time phase_since;   // when the rollout was last told to load, prepare or commit
 
   // Groups over the life of the stream.
   uint64_t credit = 0;

@@ -100,7 +100,11 @@ TEST_F(RolloutClientTest, NobodyServingIsANoticeAndThenATypedEnd) {
   const auto collected = AssignAndCollect([](ScriptedPool& pool) { pool.serving_ = 0; });
   EXPECT_EQ(collected.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(ReasonOf(collected.status()), "NO_ROLLOUT");
-  EXPECT_THAT(control_.notices(), ElementsAre("NO_ROLLOUT"));
+  EXPECT_THAT(std::string(collected.status().message()),
+              HasSubstr("resume the job; rollout r7 with group 5"));
+  ASSERT_THAT(control_.notices(), ElementsAre("NO_ROLLOUT"));
+  EXPECT_THAT(control_.events().back().notice().message(), HasSubstr("; rollout r7 with group 5"))
+      << "it says why nobody serves";
 }
 
 TEST_F(RolloutClientTest, LostGroupEndsTheWait) {

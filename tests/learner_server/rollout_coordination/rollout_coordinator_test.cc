@@ -76,6 +76,10 @@ TEST_F(RolloutCoordinatorTest, RefusesAnotherFingerprintInBitwiseOnly) {
   stranger.Attach();
   EXPECT_EQ(CloseReason(stranger), "NUMERICS_FINGERPRINT_MISMATCH");
   EXPECT_THAT(std::string(stranger.outbox->closed->message()), HasSubstr("'s'"));
+  clock.Advance(absl::Seconds(3));
+  EXPECT_THAT(coordinator->Status().waiting_for,
+              HasSubstr("no rollout server is attached; rollout 's' was sent away 3s ago: "
+                        "NUMERICS_FINGERPRINT_MISMATCH: the job runs in profile bitwise"));
   coordinator->EndJob();
   coordinator->BeginJob(TinyJob(Profile::kFast), &sink);
   stranger.Attach();

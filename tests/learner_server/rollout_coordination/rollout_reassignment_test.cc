@@ -256,6 +256,35 @@ TEST_F(RolloutReassignmentTest, AGroupIsGivenUpAfterItsReassignments) {
   EXPECT_EQ(coordinator->Status().groups_outstanding, 0);
 }
 
+TEST_F(RolloutReassignmentTest, AGroupThatIsGivenUpSaysWhatTheLastRolloutReported) {
+  CoordinatorOptions options;
+  options.max_reassignments = 0;
+  NewCoordinator(options);
+  TwoServing();
+  Assign(0, 1, 0);
+  Settle();
+  v1::RolloutMessage failure;
+  failure.mutable_failure()->set_job_epoch(1);
+  failure.mutable_failure()->set_reason("NON_FINITE_LOGITS");
+  failure.mutable_failure()->set_message("layer 3");
+  a().Put(failure);
+  for (FakeRollout* rollout : {&a(), &b()}) {
+    const auto [key, assignment] = *rollout->groups.begin();
+    std::vector<KeyedSample> samples;
+    for (uint32_t i = 0; i < assignment.samples; ++i) {
+      samples.push_back({key, FakeRollout::GoodSample(assignment, i)});
+      if (rollout == &a()) samples.back().sample.finish_reason = FinishReason::kCancelled;
+    }
+    if (rollout == &b()) samples[0].sample.tokens[0] = 8;
+    rollout->SendSamples(samples);
+  }
+  EXPECT_THAT(std::string(sink.lost.at(a().groups.begin()->first).message()),
+              HasSubstr("last by 'a': it handed the group back, and reported NON_FINITE_LOGITS: "
+                        "layer 3"));
+  EXPECT_THAT(std::string(sink.lost.at(b().groups.begin()->first).message()),
+              HasSubstr("last by 'b': a sample was refused, token_out_of_range: token id 8"));
+}
+
 // ---- copies
 
 TEST_F(RolloutReassignmentTest, AnIdleRolloutGetsACopyOfASlowGroup) {
