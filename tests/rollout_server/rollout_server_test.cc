@@ -211,6 +211,20 @@ TEST_F(RolloutServerTest, ResumesATransferThatBreaks) {
   EXPECT_THAT(learner_->fetch_offsets(), ElementsAre(0, 5000));
 }
 
+TEST_F(RolloutServerTest, AFetchThatFailedGoesOnWithTheNextOrderForTheSameSet) {
+  learner_->LoadJob(3);
+  learner_->SetFaults({.cut_after_bytes = 5000, .gone_at_cut = true});
+  learner_->SendPrepare(3, *weights_[0]);
+  EXPECT_EQ(AwaitFailure().reason(), "NOT_FOUND");
+  learner_->Serve(3, *weights_[0]);
+  EXPECT_THAT(learner_->fetch_offsets(), ElementsAre(0, 5000));
+  ASSERT_TRUE(learner_->Send(MakeAssign(3, 1, 0)));
+  ExpectSame(AwaitSamples(1, 3), Expected(1, 0));
+  // Another set starts from its beginning.
+  learner_->Serve(3, *weights_[1]);
+  EXPECT_THAT(learner_->fetch_offsets(), ElementsAre(0, 5000, 0));
+}
+
 TEST_F(RolloutServerTest, GivesUpOnWeightsThatTheLearnerDoesNotHold) {
   learner_->LoadJob(3);
   learner_->SendPrepare(3, *MakeWeights(9));
