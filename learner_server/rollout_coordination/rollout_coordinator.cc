@@ -144,6 +144,15 @@ RolloutPoolStatus RolloutCoordinator::Status() const {
 SessionId RolloutCoordinator::Attach(std::shared_ptr<RolloutOutbox> outbox) {
   absl::MutexLock lock(&mutex_);
   const SessionId id = next_session_++;
+  const auto ungreeted = std::count_if(sessions_.begin(), sessions_.end(),
+                                       [](const auto& entry) { return !entry.second.greeted; });
+  if (ungreeted >= options_.max_ungreeted) {
+    outbox->Close(Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_STREAMS",
+                        absl::StrCat(ungreeted,
+                                     " streams are open whose Hello has not come; "
+                                     "attach again later")));
+    return id;
+  }
   RolloutSession& session = sessions_[id];
   session.id = id;
   session.outbox = std::move(outbox);

@@ -52,6 +52,7 @@ struct CoordinatorOptions {
   // Without progress of an engine that holds groups, however often its server is heard.
   absl::Duration stuck_after = absl::Minutes(2);
   absl::Duration hello_timeout = absl::Seconds(10);
+  int max_ungreeted = 64;  // streams whose Hello has not come
   // What a rollout may take to load a job, to fetch a set of weights, or to switch to it.
   absl::Duration phase_timeout = absl::Minutes(10);
   int max_load_attempts = 3;
@@ -84,7 +85,7 @@ class RolloutCoordinator final : public RolloutPool {
   RolloutPoolStatus Status() const override;
 
   // ---- Streams. A session lives from Attach until OnClosed, or until it was closed through its
-  // outbox: what it brings after that is dropped.
+  // outbox, which Attach may do already: what it brings after that is dropped.
   SessionId Attach(std::shared_ptr<RolloutOutbox> outbox);
   void OnMessage(SessionId session, v1::RolloutMessage message);
   void OnClosed(SessionId session);

@@ -235,6 +235,36 @@ TEST_F(RpcServerTest, HealthFollowsSetServing) {
   EXPECT_EQ(check("nobody"), grpc::health::v1::HealthCheckResponse::UNKNOWN);
 }
 
+TEST_F(RpcServerTest, OpenCallsOfAConnectionAreBounded) {
+  ServerOptions options;
+  options.max_streams_per_connection = 2;
+  const auto server = Start(options);
+  const auto channel = Dial(*server);
+  const auto health = grpc::health::v1::Health::NewStub(channel);
+  const auto watch = [&health](grpc::ClientContext* context) {
+    auto reader = health->Watch(context, {});
+    grpc::health::v1::HealthCheckResponse response;
+    EXPECT_TRUE(reader->Read(&response));
+    return reader;
+  };
+  const auto first = MakeContext(absl::Seconds(60));
+  const auto second = MakeContext(absl::Seconds(60));
+  const auto first_reader = watch(first.get());
+  const auto second_reader = watch(second.get());
+  const auto stub = v1::TrainingJobService::NewStub(channel);
+  v1::TrainingJob job;
+  const auto waiting = MakeContext(absl::Milliseconds(200));
+  EXPECT_EQ(stub->GetTrainingJob(waiting.get(), {}, &job).error_code(),
+            grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_EQ(jobs_.calls, 0);
+  second->TryCancel();
+  second_reader->Finish();
+  const auto allowed = MakeContext(absl::Seconds(20));
+  EXPECT_TRUE(stub->GetTrainingJob(allowed.get(), {}, &job).ok());
+  first->TryCancel();
+  first_reader->Finish();
+}
+
 TEST_F(RpcServerTest, PortInUseNamesTheAddressAndTheWayOut) {
   const auto first = Start({});
   ServerOptions options;

@@ -428,6 +428,28 @@ TEST_F(RolloutCoordinatorTest, AbandonTakesGroupsBack) {
   ExpectAllOnce(1);
 }
 
+TEST_F(RolloutCoordinatorTest, OnlySoManyStreamsMayKeepItWaitingForHello) {
+  CoordinatorOptions options;
+  options.max_ungreeted = 2;
+  NewCoordinator(options);
+  Add("a");
+  FakeOutbox silent[3];
+  const auto attach = [&](FakeOutbox& outbox) {
+    return coordinator->Attach(std::shared_ptr<FakeOutbox>(&outbox, [](FakeOutbox*) {}));
+  };
+  attach(silent[0]);
+  const SessionId second = attach(silent[1]);
+  EXPECT_FALSE(silent[1].closed);
+  const SessionId third = attach(silent[2]);
+  ASSERT_TRUE(silent[2].closed);
+  EXPECT_EQ(silent[2].closed->code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(ReasonOf(*silent[2].closed), "TOO_MANY_STREAMS");
+  coordinator->OnMessage(third, v1::RolloutMessage());
+  coordinator->OnClosed(third);
+  coordinator->OnClosed(second);
+  EXPECT_EQ(CloseReason(Add("b")), "open") << "there is room again";
+}
+
 TEST_F(RolloutCoordinatorTest, DrainTellsEverybodyAndRefusesNewcomers) {
   FakeRollout& rollout = Busy();
   coordinator->Drain();
