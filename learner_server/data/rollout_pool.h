@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -49,9 +48,7 @@ struct RolloutJob {
 // Counters of one job, for the summary and metrics.
 struct RolloutPoolStatus {
   int rollouts_serving = 0;
-  std::map<std::string, int64_t> training_samples_by_rollout;
   int64_t groups_reassigned = 0;
-  int64_t groups_outstanding = 0;
   // A sentence: what each rollout does or holds, since when, and which one was last sent away, why.
   std::string waiting_for;
 };
@@ -76,8 +73,6 @@ class RolloutPool {
   // Queues groups; each is given to a rollout that serves exactly its version. The caller keeps at
   // most a few batches outstanding.
   virtual void Assign(std::vector<GroupAssignment> groups) = 0;
-  // Takes groups back, and with them every sample still to come.
-  virtual void Abandon(const std::vector<GroupKey>& groups) = 0;
 
   virtual RolloutPoolStatus Status() const = 0;
 };

@@ -65,8 +65,8 @@ struct CoordinatorOptions {
 };
 
 // Thread-safe. The sink is called on threads that bring messages or tick, never inside a call of
-// RolloutPool and never under the coordinator's lock: it may call Assign, Abandon and Publish, and
-// the caller of those may hold the sink's own lock. EndJob is different: it waits for a call in
+// RolloutPool and never under the coordinator's lock: it may call Assign and Publish, and the
+// caller of those may hold the sink's own lock. EndJob is different: it waits for a call in
 // progress.
 class RolloutCoordinator final : public RolloutPool {
  public:
@@ -81,7 +81,6 @@ class RolloutCoordinator final : public RolloutPool {
   void Publish(std::shared_ptr<const WeightSet> weights) override;
   void ReleaseWeightsBelow(uint64_t version) override;
   void Assign(std::vector<GroupAssignment> groups) override;
-  void Abandon(const std::vector<GroupKey>& groups) override;
   RolloutPoolStatus Status() const override;
 
   // ---- Streams. A session lives from Attach until OnClosed, or until it was closed through its
@@ -107,7 +106,6 @@ class RolloutCoordinator final : public RolloutPool {
     std::map<uint64_t, std::shared_ptr<const WeightSet>> published;
     uint64_t released_below = 0;
     GroupTable groups;
-    std::map<std::string, int64_t> training_samples_by_rollout;
     int64_t groups_reassigned = 0;
     absl::Duration mean_group_time;  // moving; zero until a group was completed
   };

@@ -353,7 +353,6 @@ bool RolloutCoordinator::OnSample(RolloutSession& session, Arrival arrival) {
   if (verdict.ok && receipt == GroupTable::Receipt::kDuplicate) {
     Drop(session.rollout_id, key, DropReason::kDuplicate, absl::StrCat("sample ", index));
   } else if (verdict.ok) {
-    if (key.purpose == Purpose::kTrain) ++job_->training_samples_by_rollout[session.rollout_id];
     pending_.push_back({group->assignment, session.rollout_id, std::move(arrival.sample), {}});
   }
   return SettleGroup(key, session);

@@ -22,7 +22,6 @@ class ScriptedPool final : public RolloutPool {
   void Publish(std::shared_ptr<const WeightSet>) override {}
   void ReleaseWeightsBelow(uint64_t) override {}
   void Assign(std::vector<GroupAssignment> groups) override { groups_ = std::move(groups); }
-  void Abandon(const std::vector<GroupKey>&) override {}
   RolloutPoolStatus Status() const override {
     RolloutPoolStatus status;
     status.rollouts_serving = serving_;

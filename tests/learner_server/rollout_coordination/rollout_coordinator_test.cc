@@ -55,8 +55,7 @@ TEST_F(RolloutCoordinatorTest, LeadsARolloutFromHelloToItsFirstGroup) {
   Settle();
   ExpectAllOnce(1);
   EXPECT_EQ(rollout.acknowledged, 1u);
-  EXPECT_EQ(coordinator->Status().groups_outstanding, 0);
-  EXPECT_EQ(coordinator->Status().training_samples_by_rollout.at("a"), 2);
+  EXPECT_EQ(sink.by_rollout.at("a"), 2);
 }
 
 TEST_F(RolloutCoordinatorTest, ALateJoinerGetsJobAndWeightsAtOnce) {
@@ -416,16 +415,13 @@ TEST_F(RolloutCoordinatorTest, EndJobStopsEverythingAndTheNextJobStartsClean) {
   ExpectAllOnce(1);
 }
 
-TEST_F(RolloutCoordinatorTest, AbandonTakesGroupsBack) {
+TEST_F(RolloutCoordinatorTest, WhatComesForACompleteGroupIsLate) {
   FakeRollout& rollout = Busy();
-  Assign(2, 2, 0);
-  coordinator->Abandon({Train(0), Train(2), Train(99)});
-  rollout.Obey();
-  EXPECT_EQ(rollout.groups.size(), 1u);
+  rollout.Finish(Train(0));
   rollout.SendSamples({{Train(0), FakeRollout::GoodSample(TinyGroup(Train(0), 0), 0)}});
   EXPECT_EQ(Dropped("late"), 1);
   rollout.FinishAll();
-  ExpectAllOnce(1);
+  ExpectAllOnce(2);
 }
 
 TEST_F(RolloutCoordinatorTest, OnlySoManyStreamsMayKeepItWaitingForHello) {
