@@ -16,7 +16,7 @@ struct LearnerServerOptions {
   ServerOptions server;  // its metrics are set by the learner
   // Of metrics and probes, in plain text; public only with server.insecure.
   std::string http = "127.0.0.1:0";
-  std::string root = ".";  // every path of a job is below it
+  std::string root = ".";  // every path of a job is below it, links followed
   std::string state;       // folder of the job store; empty: .halfstep in the root
   int threads = 0;         // of the trainer; 0: one per core
   bool recompute_activations = false;

@@ -38,7 +38,7 @@ int main(int argc, char** argv) {
   halfstep::AddServerFlags(app, options.server);
   app.add_option("--http", options.http, "Address of metrics and probes, host:port")
       ->capture_default_str();
-  app.add_option("--root", options.root, "Folder that every path of a job is below")
+  app.add_option("--root", options.root, "Folder that every path of a job is below, links followed")
       ->capture_default_str();
   app.add_option("--state", options.state,
                  "Folder of the job store (default: .halfstep in the root)");
