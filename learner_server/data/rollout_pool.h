@@ -47,7 +47,7 @@ struct RolloutJob {
 
 // Counters of one job, for the summary and metrics.
 struct RolloutPoolStatus {
-  int rollouts_serving = 0;
+  int rollouts_serving = 0;  // or about to: what they switch to is verified
   int64_t groups_reassigned = 0;
   // A sentence: what each rollout does or holds, since when, and which one was last sent away, why.
   std::string waiting_for;

@@ -106,7 +106,8 @@ RolloutPoolStatus RolloutCoordinator::Status() const {
   absl::MutexLock lock(&mutex_);
   RolloutPoolStatus status;
   for (const auto& [id, session] : sessions_) {
-    if (session.state == RolloutState::kServing) ++status.rollouts_serving;
+    const bool switches = session.state == RolloutState::kReady && session.committing;
+    if (switches || session.state == RolloutState::kServing) ++status.rollouts_serving;
   }
   if (job_ != nullptr) status.groups_reassigned = job_->groups_reassigned;
   status.waiting_for = WaitingFor();

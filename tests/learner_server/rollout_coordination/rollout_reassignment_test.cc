@@ -206,10 +206,25 @@ TEST_F(RolloutReassignmentTest, ASuspectThatWasSwitchingGoesOnWhereItWas) {
       clock.Advance(absl::Seconds(1));
       coordinator->Tick();
     }
-    a().SendHeartbeat();
     EXPECT_EQ(coordinator->Status().rollouts_serving, 0);
+    a().SendHeartbeat();
+    EXPECT_EQ(coordinator->Status().rollouts_serving, 1);
     a().Obey(commit);
   }
+  EXPECT_EQ(coordinator->Status().rollouts_serving, 1);
+}
+
+TEST_F(RolloutReassignmentTest, ASwitchOfVersionsIsNoLossOfARollout) {
+  Add("a");
+  BeginJob();
+  Publish(0);
+  Settle();
+  Publish(1);
+  while (const v1::LearnerMessage* message = a().Next()) {
+    EXPECT_EQ(coordinator->Status().rollouts_serving, 1);
+    a().Obey(v1::LearnerMessage(*message));
+  }
+  EXPECT_EQ(a().version, 1u);
   EXPECT_EQ(coordinator->Status().rollouts_serving, 1);
 }
 
