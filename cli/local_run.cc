@@ -16,6 +16,7 @@
 #include "cli/learner_client.h"
 #include "cli/local_cluster.h"
 #include "cli/progress_view.h"
+#include "cli/watch_until_rest.h"
 #include "common/base/error_reason.h"
 #include "common/base/shutdown_signal.h"
 #include "common/base/status_macros.h"
@@ -84,23 +85,18 @@ absl::StatusOr<v1::TrainingJob> Submit(LearnerClient& client, const LocalRunOpti
   }
 }
 
-absl::Status WatchUntilItRests(LearnerClient& client, const std::string& name,
-                               const LocalCluster& cluster, const CommandContext& context,
-                               Progress& progress) {
+absl::Status Follow(LearnerClient& client, const std::string& name, const LocalCluster& cluster,
+                    const CommandContext& context, Progress& progress) {
   WatchOptions options;
   options.on_event = [&](const v1::TrainingJobEvent& event) {
     progress.OnEvent(event);
-    if (event.state_changed().state() != v1::TrainingJob::STATE_PAUSED) return true;
-    // It may be an event of long ago.
-    const auto job = client.Get(name);
-    return !job.ok() || job->state() != v1::TrainingJob::STATE_PAUSED;
+    return true;
   };
   options.go_on = [&] { return !context.signal->requested() && cluster.Health().ok(); };
-  const absl::Status watched = client.Watch(name, options);
+  const absl::Status watched = WatchUntilItRests(client, name, options);
   if (context.signal->requested()) return absl::CancelledError("interrupted");
   HALFSTEP_RETURN_IF_ERROR(cluster.Health());
-  // Leaving a paused job ends the stream from this side.
-  return watched.code() == absl::StatusCode::kCancelled ? absl::OkStatus() : watched;
+  return watched;
 }
 
 }  // namespace
@@ -124,7 +120,7 @@ absl::StatusOr<LocalRun> RunHere(const LocalRunOptions& options, CommandContext&
   HALFSTEP_ASSIGN_OR_RETURN(const auto client, LearnerClient::Make(channel, kCallTimeout));
   HALFSTEP_ASSIGN_OR_RETURN(run.job, Submit(*client, options));
   progress.Line(absl::StrCat("job: ", JobIdOf(run.job.name())));
-  HALFSTEP_RETURN_IF_ERROR(WatchUntilItRests(*client, run.job.name(), *cluster, context, progress));
+  HALFSTEP_RETURN_IF_ERROR(Follow(*client, run.job.name(), *cluster, context, progress));
   HALFSTEP_ASSIGN_OR_RETURN(run.job, client->Get(run.job.name()));
   run.peak_memory_bytes = cluster->PeakMemoryBytes() + PeakMemoryBytesOf(getpid());
   return run;

@@ -99,6 +99,7 @@ void LearnerServer::Impl::MakeParts() {
   CoordinatorOptions coordinator_options;
   coordinator_options.incarnation = incarnation;
   coordinator_options.numerics_fingerprint = Fingerprint();
+  coordinator_options.stuck_after = options.stuck_timeout;
   coordinator = std::make_unique<RolloutCoordinator>(std::move(coordinator_options), &Clock::Real(),
                                                      &metrics);
 
@@ -127,6 +128,7 @@ void LearnerServer::Impl::MakeParts() {
 }
 
 absl::Status LearnerServer::Impl::Listen() {
+  HALFSTEP_RETURN_IF_ERROR(CheckPlainAddress(options.http, options.server.insecure));
   options.server.metrics = &registry;
   HALFSTEP_ASSIGN_OR_RETURN(
       rpc, RpcServer::Start(

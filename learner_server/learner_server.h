@@ -14,8 +14,9 @@ namespace halfstep {
 
 struct LearnerServerOptions {
   ServerOptions server;  // its metrics are set by the learner
+  // Of metrics and probes, in plain text; public only with server.insecure.
   std::string http = "127.0.0.1:0";
-  std::string root = ".";  // every path of a job is below it
+  std::string root = ".";  // every path of a job is below it, links followed
   std::string state;       // folder of the job store; empty: .halfstep in the root
   int threads = 0;         // of the trainer; 0: one per core
   bool recompute_activations = false;
@@ -23,6 +24,8 @@ struct LearnerServerOptions {
   absl::Duration no_rollout_timeout = absl::Minutes(10);
   // What one rollout may take for a group before another gets it.
   absl::Duration group_timeout = absl::Minutes(10);
+  // What a rollout that holds groups may go without progress before others get them.
+  absl::Duration stuck_timeout = absl::Minutes(2);
   // Written once both ports are known: {"grpc": "host:port", "http": "host:port"}. Empty: no file.
   std::string port_file;
 };
@@ -31,7 +34,8 @@ struct LearnerServerOptions {
 class LearnerServer {
  public:
   // Listens, takes up the jobs of its store and is ready for calls. Errors: those of
-  // RpcServer::Start, HttpServer::Start and JobStore::Open; NOT_FOUND for a root that is no folder.
+  // RpcServer::Start, CheckPlainAddress, HttpServer::Start and JobStore::Open; NOT_FOUND for a root
+  // that is no folder.
   static absl::StatusOr<std::unique_ptr<LearnerServer>> Start(LearnerServerOptions options);
   // Stops, waiting for the running job as long as it takes to notice.
   ~LearnerServer();

@@ -30,6 +30,7 @@ int main(int argc, char** argv) {
   std::string recompute = "none";
   double no_rollout_seconds = absl::ToDoubleSeconds(options.no_rollout_timeout);
   double group_seconds = absl::ToDoubleSeconds(options.group_timeout);
+  double stuck_seconds = absl::ToDoubleSeconds(options.stuck_timeout);
   double drain_seconds = 60;
 
   CLI::App app("Runs Halfstep training jobs.");
@@ -37,7 +38,7 @@ int main(int argc, char** argv) {
   halfstep::AddServerFlags(app, options.server);
   app.add_option("--http", options.http, "Address of metrics and probes, host:port")
       ->capture_default_str();
-  app.add_option("--root", options.root, "Folder that every path of a job is below")
+  app.add_option("--root", options.root, "Folder that every path of a job is below, links followed")
       ->capture_default_str();
   app.add_option("--state", options.state,
                  "Folder of the job store (default: .halfstep in the root)");
@@ -53,6 +54,10 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--group-timeout", group_seconds,
                  "Seconds that one rollout may take for a group before another gets it")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--stuck-timeout", stuck_seconds,
+                 "Seconds that a rollout may hold groups without progress before others get them")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--port-file", options.port_file,
@@ -71,6 +76,7 @@ int main(int argc, char** argv) {
   options.recompute_activations = recompute == "layer";
   options.no_rollout_timeout = absl::Seconds(no_rollout_seconds);
   options.group_timeout = absl::Seconds(group_seconds);
+  options.stuck_timeout = absl::Seconds(stuck_seconds);
   auto server = halfstep::LearnerServer::Start(std::move(options));
   if (!server.ok()) return Fail(server.status());
   signal.WaitUntil(absl::InfiniteFuture());

@@ -264,13 +264,21 @@ absl::Status JobSession::PrepareWeights(uint64_t epoch, const WeightManifest& ma
   std::shared_ptr<ModelWeights> weights;
   try {
     HALFSTEP_ASSIGN_OR_RETURN(weights, TakeSpareWeights(manifest));
-    if (staging_ == nullptr) staging_ = std::make_unique<StagingArea>(*weights);
+    const int64_t positions = weights->rope_table().dim(0);
+    if (staging_ == nullptr || staging_positions_ != positions) {
+      staging_ = nullptr;
+      staging_ = std::make_unique<StagingArea>(*weights);
+      staging_positions_ = positions;
+    }
   } catch (const std::bad_alloc&) {
     return Error(absl::StatusCode::kResourceExhausted, "OUT_OF_MEMORY",
                  absl::StrCat("no memory for ", manifest.total_bytes, " bytes of weights"));
   }
-  HALFSTEP_RETURN_IF_ERROR(staging_->Begin(manifest));
-  HALFSTEP_RETURN_IF_ERROR(client_.FetchWeights(epoch, staging_.get()));
+  if (const absl::Status fetched = Fetch(epoch, manifest); !fetched.ok()) {
+    absl::MutexLock lock(&mutex_);
+    spare_weights_ = std::move(weights);
+    return fetched;
+  }
   HALFSTEP_RETURN_IF_ERROR(staging_->CopyTo(weights.get()));
   Workspace workspace;
   ExecContext ctx;
@@ -286,6 +294,11 @@ absl::Status JobSession::PrepareWeights(uint64_t epoch, const WeightManifest& ma
   absl::MutexLock lock(&mutex_);
   loaded_.staged = true;
   return absl::OkStatus();
+}
+
+absl::Status JobSession::Fetch(uint64_t epoch, const WeightManifest& manifest) {
+  HALFSTEP_RETURN_IF_ERROR(staging_->Begin(manifest));
+  return client_.FetchWeights(epoch, staging_.get());
 }
 
 absl::StatusOr<std::shared_ptr<ModelWeights>> JobSession::TakeSpareWeights(
@@ -304,7 +317,6 @@ absl::StatusOr<std::shared_ptr<ModelWeights>> JobSession::TakeSpareWeights(
   if (staged_weights_ != nullptr) spare = std::exchange(staged_weights_, nullptr);
   staged_ = std::nullopt;
   if (spare != nullptr && spare->rope_table().dim(0) == positions) return spare;
-  staging_ = nullptr;
   return std::make_shared<ModelWeights>(bundle->config, bundle->layout, spec_->precision,
                                         positions);
 }

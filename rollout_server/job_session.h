@@ -100,6 +100,8 @@ class JobSession {
   absl::StatusOr<std::shared_ptr<Engine>> MakeEngine(const JobSpec& spec,
                                                      const ModelBundle& bundle);
   absl::Status PrepareWeights(uint64_t epoch, const WeightManifest& manifest);
+  // Into the staging area, where a broken transfer of the same set goes on.
+  absl::Status Fetch(uint64_t epoch, const WeightManifest& manifest);
   absl::StatusOr<std::shared_ptr<ModelWeights>> TakeSpareWeights(const WeightManifest& manifest);
   absl::Status CommitWeights(const Order& order);
 
@@ -118,6 +120,7 @@ class JobSession {
   // Of the loader thread alone.
   std::optional<JobSpec> spec_;
   std::unique_ptr<StagingArea> staging_;
+  int64_t staging_positions_ = 0;  // of the RoPE table it has room for
   std::shared_ptr<ModelWeights> staged_weights_;
   std::optional<WeightIdentity> staged_;
 

@@ -216,9 +216,6 @@ void RolloutAgent::FillHello(v1::RolloutMessage* message) const {
   hello->set_numerics_fingerprint(options_.numerics_fingerprint);
   hello->set_build(BuildId());
   hello->set_address(address_);
-  if (const auto serving = session_->loaded().serving) {
-    ToProto(*serving, hello->mutable_staged());
-  }
 }
 
 void RolloutAgent::FillHeartbeat(v1::RolloutMessage* message) const {
@@ -334,7 +331,7 @@ void RolloutAgent::On(const v1::Assign& assign) {
   if (!stream_ || assign.job_epoch() != stream_->epoch) return;
   stream_->last_heard = absl::Now();
   if (!assignment.ok()) {
-    // The group's deadline gives it to somebody else.
+    // The learner gives it to somebody else when its time is over.
     LogWarning("a group cannot be read", {{"group", assign.group()},
                                           {"message", std::string(assignment.status().message())}});
     return;

@@ -112,6 +112,7 @@ void RolloutServer::Impl::MakeSession() {
 }
 
 absl::Status RolloutServer::Impl::Listen() {
+  HALFSTEP_RETURN_IF_ERROR(CheckPlainAddress(options.http, options.server.insecure));
   generation = MakeGenerationService(options.id, session.get());
   options.server.metrics = &registry;
   HALFSTEP_ASSIGN_OR_RETURN(

@@ -17,6 +17,7 @@ struct RolloutServerOptions {
   std::string id;          // empty: made from the host's name, and the port if it is fixed
   ChannelOptions learner;  // target: where the learner's services are
   ServerOptions server;    // of GenerationService; its metrics are set by the server
+  // Of metrics and probes, in plain text; public only with server.insecure.
   std::string http = "127.0.0.1:0";
   int threads = 0;            // of the engine; 0: one per core
   size_t kv_cache_bytes = 0;  // 0: what a job needs, within half of free memory

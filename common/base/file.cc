@@ -148,4 +148,8 @@ absl::StatusOr<std::string> ResolveUnder(const std::string& root, const std::str
   return result;
 }
 
+absl::Status CheckUnder(const std::string& root, const std::string& path) {
+  return root.empty() ? absl::OkStatus() : ResolveUnder(root, path).status();
+}
+
 }  // namespace halfstep

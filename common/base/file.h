@@ -33,4 +33,8 @@ absl::Status SyncPath(const std::string& path);
 // root.
 absl::StatusOr<std::string> ResolveUnder(const std::string& root, const std::string& path);
 
+// Whether `path`, which is absolute, may be opened for somebody who may see what is below `root`:
+// OK when its links stay there, else the error of ResolveUnder. An empty root allows everything.
+absl::Status CheckUnder(const std::string& root, const std::string& path);
+
 }  // namespace halfstep

@@ -18,14 +18,18 @@ namespace halfstep {
 // A folder's configuration; no weights are read.
 struct HuggingFaceModel {
   std::string directory;
+  std::string root;         // where the folder's links may lead
   std::string config_json;  // the text of config.json
   ModelConfig config;       // with the eos tokens of generation_config.json, when there is one
   std::shared_ptr<const ParameterLayout> layout;
   bool has_weights = false;  // whether the folder holds safetensors
 };
 
-// NOT_FOUND when there is no config.json; otherwise the errors of ParseModelConfig.
-absl::StatusOr<HuggingFaceModel> OpenHuggingFaceModel(const std::string& directory);
+// NOT_FOUND when there is no config.json; otherwise the errors of ParseModelConfig. Files of the
+// folder may be links that stay below `root`, as in a cache of Hugging Face; an empty root allows
+// all. PERMISSION_DENIED (reason PATH_OUTSIDE_ROOT) for others, here and when weights are read.
+absl::StatusOr<HuggingFaceModel> OpenHuggingFaceModel(const std::string& directory,
+                                                      const std::string& root = "");
 
 // Reads every parameter from the folder's safetensors (F32, F16 or BF16), converting to the
 // buffer's dtype. INVALID_ARGUMENT, naming tensor, file, expected and found, for a tensor that is
@@ -38,6 +42,7 @@ struct SaveHuggingFaceOptions {
   std::string base_directory;  // where config.json, tokenizer and the other small files come from
   DType dtype = DType::kFloat16;
   uint64_t shard_bytes = 5'000'000'000;
+  std::string root = "";  // where links of the base folder may lead; empty: anywhere
 };
 
 // Adds a whole model folder to `out`, below `prefix` ("" or a path that ends in '/'): safetensors

@@ -107,13 +107,17 @@ absl::Status CheckUnexpected(const HuggingFaceModel& model, const SafetensorsFol
 
 }  // namespace
 
-absl::StatusOr<HuggingFaceModel> OpenHuggingFaceModel(const std::string& directory) {
+absl::StatusOr<HuggingFaceModel> OpenHuggingFaceModel(const std::string& directory,
+                                                      const std::string& root) {
   HuggingFaceModel model;
   model.directory = directory;
+  model.root = root;
   const std::string config_path = directory + "/config.json";
+  HALFSTEP_RETURN_IF_ERROR(CheckUnder(root, config_path));
   HALFSTEP_ASSIGN_OR_RETURN(model.config_json, ReadFile(config_path, kMaxConfigBytes));
   HALFSTEP_ASSIGN_OR_RETURN(model.config, ParseModelConfig(model.config_json, config_path));
   const std::string generation_path = directory + "/generation_config.json";
+  HALFSTEP_RETURN_IF_ERROR(CheckUnder(root, generation_path));
   const auto generation = ReadFile(generation_path, kMaxConfigBytes);
   if (generation.ok()) {
     HALFSTEP_RETURN_IF_ERROR(MergeGenerationConfig(*generation, generation_path, &model.config));
@@ -127,7 +131,7 @@ absl::StatusOr<HuggingFaceModel> OpenHuggingFaceModel(const std::string& directo
 
 absl::Status LoadHuggingFaceWeights(const HuggingFaceModel& model, ParameterBuffer* parameters) {
   HALFSTEP_ASSIGN_OR_RETURN(const SafetensorsFolder folder,
-                            SafetensorsFolder::Open(model.directory));
+                            SafetensorsFolder::Open(model.directory, model.root));
   std::set<std::string> used;
   const auto& specs = parameters->layout().specs();
   for (size_t i = 0; i < specs.size(); ++i) {

@@ -104,13 +104,14 @@ absl::Status SaveHuggingFaceModel(const ParameterBuffer& parameters,
                                   const SaveHuggingFaceOptions& options, const std::string& prefix,
                                   AtomicDirectoryWriter* out) {
   HALFSTEP_RETURN_IF_ERROR(SaveWeights(parameters, options, prefix, out));
-  HALFSTEP_ASSIGN_OR_RETURN(
-      const std::string config,
-      ConfigWithDType(options.base_directory + "/config.json", options.dtype));
+  const std::string config_path = options.base_directory + "/config.json";
+  HALFSTEP_RETURN_IF_ERROR(CheckUnder(options.root, config_path));
+  HALFSTEP_ASSIGN_OR_RETURN(const std::string config, ConfigWithDType(config_path, options.dtype));
   HALFSTEP_RETURN_IF_ERROR(out->AddFile(prefix + "config.json", config));
   for (const char* name : kCopiedFiles) {
-    const auto contents =
-        ReadFile(absl::StrCat(options.base_directory, "/", name), kMaxCopiedBytes);
+    const std::string path = absl::StrCat(options.base_directory, "/", name);
+    HALFSTEP_RETURN_IF_ERROR(CheckUnder(options.root, path));
+    const auto contents = ReadFile(path, kMaxCopiedBytes);
     if (absl::IsNotFound(contents.status())) continue;
     if (!contents.ok()) return contents.status();
     HALFSTEP_RETURN_IF_ERROR(out->AddFile(absl::StrCat(prefix, name), *contents));

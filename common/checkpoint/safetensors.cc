@@ -108,9 +108,11 @@ bool SafetensorsFolder::Exists(const std::string& directory) {
   return FileExists(directory + kSingleFile) || FileExists(directory + kIndexFile);
 }
 
-absl::StatusOr<SafetensorsFolder> SafetensorsFolder::Open(const std::string& directory) {
+absl::StatusOr<SafetensorsFolder> SafetensorsFolder::Open(const std::string& directory,
+                                                          const std::string& root) {
   SafetensorsFolder folder;
   if (FileExists(directory + kSingleFile)) {
+    HALFSTEP_RETURN_IF_ERROR(CheckUnder(root, directory + kSingleFile));
     HALFSTEP_ASSIGN_OR_RETURN(auto file, SafetensorsFile::Open(directory + kSingleFile));
     for (const SafetensorsEntry& entry : file->header().entries) {
       folder.tensors_[entry.name] = {file.get(), &entry};
@@ -123,15 +125,16 @@ absl::StatusOr<SafetensorsFolder> SafetensorsFolder::Open(const std::string& dir
                                             "' holds neither model.safetensors nor "
                                             "model.safetensors.index.json"));
   }
-  HALFSTEP_RETURN_IF_ERROR(folder.AddShards(directory, directory + kIndexFile));
+  HALFSTEP_RETURN_IF_ERROR(folder.AddShards(directory, root));
   return folder;
 }
 
-absl::Status SafetensorsFolder::AddShards(const std::string& directory,
-                                          const std::string& index_path) {
+absl::Status SafetensorsFolder::AddShards(const std::string& directory, const std::string& root) {
+  const std::string index_path = directory + kIndexFile;
   const auto malformed = [&](const std::string& what) {
     return absl::InvalidArgumentError(absl::StrCat("'", index_path, "': ", what));
   };
+  HALFSTEP_RETURN_IF_ERROR(CheckUnder(root, index_path));
   HALFSTEP_ASSIGN_OR_RETURN(const std::string text, ReadFile(index_path, kMaxIndexBytes));
   const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (json.is_discarded() || !json.is_object()) return malformed("is not a JSON object");
@@ -147,6 +150,7 @@ absl::Status SafetensorsFolder::AddShards(const std::string& directory,
     by_file[file.get<std::string>()].insert(tensor);
   }
   for (const auto& [name, tensors] : by_file) {
+    HALFSTEP_RETURN_IF_ERROR(CheckUnder(root, directory + "/" + name));
     HALFSTEP_ASSIGN_OR_RETURN(auto file, SafetensorsFile::Open(directory + "/" + name));
     for (const std::string& tensor : tensors) {
       const SafetensorsEntry* entry = file->Find(tensor);

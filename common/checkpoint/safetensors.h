@@ -86,14 +86,15 @@ class SafetensorsFolder {
 
   // True when the folder holds one of the two.
   static bool Exists(const std::string& directory);
-  // NOT_FOUND when it holds neither. INVALID_ARGUMENT for an index that is malformed, names a file
-  // outside the folder, or disagrees with its shards.
-  static absl::StatusOr<SafetensorsFolder> Open(const std::string& directory);
+  // Links must stay below `root` (CheckUnder). NOT_FOUND when it holds neither. INVALID_ARGUMENT
+  // for an index that is malformed, names a file outside the folder, or disagrees with its shards.
+  static absl::StatusOr<SafetensorsFolder> Open(const std::string& directory,
+                                                const std::string& root = "");
 
   const std::map<std::string, Location>& tensors() const { return tensors_; }
 
  private:
-  absl::Status AddShards(const std::string& directory, const std::string& index_path);
+  absl::Status AddShards(const std::string& directory, const std::string& root);
 
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   std::map<std::string, Location> tensors_;

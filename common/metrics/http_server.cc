@@ -115,7 +115,7 @@ absl::Status StartError(const std::string& address, const std::string& detail) {
   return Error(absl::StatusCode::kUnavailable, in_use ? "ADDRESS_IN_USE" : "CANNOT_LISTEN",
                absl::StrCat("cannot serve HTTP on ", address, ": ", detail, "; ",
                             in_use ? "stop the process that listens there or give" : "give",
-                            " another --http-address"));
+                            " another --http"));
 }
 
 }  // namespace

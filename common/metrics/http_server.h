@@ -11,7 +11,9 @@
 
 namespace halfstep {
 
-// The callbacks run on the server's threads, several at a time, and must return soon.
+// Answers everybody who reaches the address, in plain text: CheckPlainAddress (common/rpc/server.h)
+// says which one may be given. The callbacks run on the server's threads, several at a time, and
+// must return soon.
 struct HttpServerOptions {
   std::string address = "127.0.0.1:0";   // host:port; port 0 lets the kernel choose
   std::function<std::string()> metrics;  // answers /metrics

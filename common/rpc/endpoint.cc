@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/rpc/endpoint.h"
 
+#include <arpa/inet.h>
 #include <netdb.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -40,7 +41,11 @@ absl::Status CannotListen(const Endpoint& endpoint, int error_number) {
 }  // namespace
 
 bool Endpoint::IsLoopback() const {
-  return is_unix || host == "localhost" || host == "::1" || absl::StartsWith(host, "127.");
+  if (is_unix || host == "localhost") return true;
+  in_addr v4;
+  if (inet_pton(AF_INET, host.c_str(), &v4) == 1) return ntohl(v4.s_addr) >> 24 == 127;
+  in6_addr v6;
+  return inet_pton(AF_INET6, host.c_str(), &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
 }
 
 std::string Endpoint::ToString() const {

@@ -15,7 +15,8 @@ struct Endpoint {
   int port = 0;      // 0: the kernel chooses
   std::string path;  // of a unix socket
 
-  // Only this machine can reach it.
+  // Only this machine can reach it: a unix socket, "localhost", 127.0.0.0/8 or ::1. Another host
+  // name may mean any machine, whatever it looks like.
   bool IsLoopback() const;
   std::string ToString() const;
 };

@@ -12,7 +12,8 @@ void AddServerFlags(CLI::App& app, ServerOptions& options) {
                  "Address to listen on: host:port (0: a free one) or unix:path")
       ->capture_default_str();
   app.add_flag("--insecure", options.insecure,
-               "Allow an address that other machines reach without TLS and credentials");
+               "Allow addresses that other machines reach without TLS and credentials, metrics "
+               "included");
   app.add_option("--tls-cert", options.tls_cert_file, "PEM file of the server's certificate chain");
   app.add_option("--tls-key", options.tls_key_file, "PEM file of its private key");
   app.add_option("--tls-client-ca", options.tls_client_ca_file,

@@ -108,12 +108,25 @@ void RegisterPlugins() {
 void SetLimits(const ServerOptions& options, grpc::ServerBuilder& builder) {
   builder.SetMaxReceiveMessageSize(static_cast<int>(options.max_message_bytes));
   builder.SetMaxSendMessageSize(static_cast<int>(options.max_message_bytes));
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.max_streams_per_connection);
+  grpc::ResourceQuota quota("halfstep");
+  builder.SetResourceQuota(quota.Resize(kMaxTransportBytes));
   // Two servers on one port would share its calls at random.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   for (const auto& [name, value] : ServerKeepalive()) builder.AddChannelArgument(name, value);
 }
 
 }  // namespace
+
+absl::Status CheckPlainAddress(const std::string& address, bool insecure) {
+  HALFSTEP_ASSIGN_OR_RETURN(const Endpoint endpoint, ParseEndpoint(address));
+  if (endpoint.IsLoopback() || insecure) return absl::OkStatus();
+  return BadOptions(
+      "INSECURE_ADDRESS",
+      absl::StrCat("refusing to serve metrics on ", endpoint.ToString(),
+                   " in plain text to everybody who reaches it; use 127.0.0.1 (and a proxy that "
+                   "protects it), or accept the risk with --insecure"));
+}
 
 struct RpcServer::Impl {
   explicit Impl(Authorizer::Options options)

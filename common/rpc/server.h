@@ -22,6 +22,12 @@ class Registry;
 
 // Largest message either side accepts, unless set otherwise.
 inline constexpr size_t kMaxMessageBytes = 16 << 20;
+// Calls that one connection may have open at once; further ones wait on the client's side. Messages
+// are read before their sender is known to be allowed to send them, so this bounds what anybody may
+// make a server hold.
+inline constexpr int kMaxStreamsPerConnection = 256;
+// What messages on their way in and out may take together; beyond it connections are slowed down.
+inline constexpr size_t kMaxTransportBytes = size_t{512} << 20;
 
 struct ServerOptions {
   // "host:port", "[v6]:port" or "unix:path"; port 0 lets the kernel choose.
@@ -38,6 +44,7 @@ struct ServerOptions {
   std::string token_file;
   std::string identity_file;
   size_t max_message_bytes = kMaxMessageBytes;
+  int max_streams_per_connection = kMaxStreamsPerConnection;
   // Where call metrics go; may be null, must outlive the server, serves one server only.
   Registry* metrics = nullptr;
 };
@@ -48,6 +55,11 @@ struct HostedService {
   grpc::Service* service;
   std::string full_name;
 };
+
+// Whether an address that is always served without TLS and credentials, such as that of metrics,
+// may be listened on: FAILED_PRECONDITION (reason INSECURE_ADDRESS) when other machines reach it
+// and `insecure` is not set; INVALID_ARGUMENT (reason BAD_ADDRESS) when it cannot be understood.
+absl::Status CheckPlainAddress(const std::string& address, bool insecure);
 
 // Listening from Start to Stop. Thread-safe.
 class RpcServer {

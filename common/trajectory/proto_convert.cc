@@ -68,17 +68,6 @@ absl::Duration FromProto(const google::protobuf::Duration& duration) {
   return absl::Seconds(duration.seconds()) + absl::Nanoseconds(duration.nanos());
 }
 
-void ToProto(absl::Time time, google::protobuf::Timestamp* out) {
-  absl::Duration rest;
-  const int64_t seconds = absl::IDivDuration(time - absl::UnixEpoch(), absl::Seconds(1), &rest);
-  out->set_seconds(seconds);
-  out->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(rest)));
-}
-
-absl::Time FromProto(const google::protobuf::Timestamp& time) {
-  return absl::UnixEpoch() + absl::Seconds(time.seconds()) + absl::Nanoseconds(time.nanos());
-}
-
 template <class T>
 void CopyTo(const std::vector<T>& from, google::protobuf::RepeatedField<T>* to) {
   to->Assign(from.begin(), from.end());
@@ -143,9 +132,6 @@ void ToProto(const GroupAssignment& assignment, v1::Assign* out) {
   ToProto(assignment.sampling, out->mutable_sampling());
   out->set_seed(assignment.seed);
   out->set_version(assignment.version);
-  if (assignment.deadline != absl::InfiniteFuture()) {
-    ToProto(assignment.deadline, out->mutable_deadline());
-  }
 }
 
 void ToProto(const KeyedSample& keyed, v1::Sample* out) {
@@ -222,7 +208,6 @@ absl::StatusOr<GroupAssignment> FromProto(const v1::Assign& proto) {
   assignment.samples = proto.samples();
   assignment.seed = proto.seed();
   assignment.version = proto.version();
-  if (proto.has_deadline()) assignment.deadline = FromProto(proto.deadline());
   return assignment;
 }
 

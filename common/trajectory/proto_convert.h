@@ -22,7 +22,7 @@ struct KeyedSample {
   Sample sample;
 };
 
-// Writers overwrite `out`.
+// Writers overwrite `out`. A deadline stays with the learner: it does not travel.
 void ToProto(const SamplingParams& params, v1::SamplingParams* out);
 void ToProto(const GroupAssignment& assignment, v1::Assign* out);
 void ToProto(const KeyedSample& sample, v1::Sample* out);
@@ -30,7 +30,7 @@ void ToProto(const KeyedSample& sample, v1::Sample* out);
 // Reason INVALID_SAMPLING. An absent top_p (0) stands for 1.
 absl::StatusOr<SamplingParams> FromProto(const v1::SamplingParams& proto);
 
-// Reason MALFORMED_ASSIGNMENT (or INVALID_SAMPLING). An absent deadline is the infinite future.
+// Reason MALFORMED_ASSIGNMENT (or INVALID_SAMPLING).
 absl::StatusOr<GroupAssignment> FromProto(const v1::Assign& proto);
 
 // Reason MALFORMED_SAMPLE; UNIMPLEMENTED for segments that are not of the policy.

@@ -41,8 +41,8 @@ struct GroupAssignment {
   uint32_t samples = 1;
   SamplingParams sampling;
   uint64_t seed = 0;
-  uint64_t version = 0;  // policy version that must generate it
-  absl::Time deadline = absl::InfiniteFuture();
+  uint64_t version = 0;                          // policy version that must generate it
+  absl::Time deadline = absl::InfiniteFuture();  // by the learner's clock
 };
 
 enum class FinishReason { kStop, kLength, kCancelled };

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -48,11 +47,10 @@ struct RolloutJob {
 
 // Counters of one job, for the summary and metrics.
 struct RolloutPoolStatus {
-  int rollouts_serving = 0;
-  std::map<std::string, int64_t> training_samples_by_rollout;
+  int rollouts_serving = 0;  // or about to: what they switch to is verified
   int64_t groups_reassigned = 0;
-  int64_t groups_outstanding = 0;
-  std::string waiting_for;  // a sentence: which rollouts hold which groups, and since when
+  // A sentence: what each rollout does or holds, since when, and which one was last sent away, why.
+  std::string waiting_for;
 };
 
 // Thread-safe.
@@ -75,8 +73,6 @@ class RolloutPool {
   // Queues groups; each is given to a rollout that serves exactly its version. The caller keeps at
   // most a few batches outstanding.
   virtual void Assign(std::vector<GroupAssignment> groups) = 0;
-  // Takes groups back, and with them every sample still to come.
-  virtual void Abandon(const std::vector<GroupKey>& groups) = 0;
 
   virtual RolloutPoolStatus Status() const = 0;
 };

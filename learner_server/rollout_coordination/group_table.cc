@@ -70,7 +70,7 @@ std::vector<GroupKey> GroupTable::HeldBy(SessionId session) const {
   return {it->second.begin(), it->second.end()};
 }
 
-absl::Time GroupTable::Hold(const GroupKey& key, SessionId session, absl::Time now) {
+void GroupTable::Hold(const GroupKey& key, SessionId session, absl::Time now) {
   Group& group = At(key);
   const auto [it, added] = group.holds.try_emplace(session);
   HALFSTEP_CHECK(added);
@@ -83,7 +83,6 @@ absl::Time GroupTable::Hold(const GroupKey& key, SessionId session, absl::Time n
   undelivered_[session] += hold.left;
   queue_.erase({group.assignment->version, key});
   group.queued = false;
-  return hold.deadline;
 }
 
 void GroupTable::Release(const GroupKey& key, SessionId session) {
@@ -113,7 +112,7 @@ void GroupTable::Requeue(const GroupKey& key, const std::string& rollout_id,
 }
 
 GroupTable::Receipt GroupTable::Deliver(const GroupKey& key, SessionId session, uint32_t index,
-                                        bool valid) {
+                                        const std::string& refused) {
   Group& group = At(key);
   const auto it = group.holds.find(session);
   HALFSTEP_CHECK(it != group.holds.end());
@@ -124,8 +123,8 @@ GroupTable::Receipt GroupTable::Deliver(const GroupKey& key, SessionId session, 
     --hold.left;
     --undelivered_[session];
   }
-  if (!valid) return Receipt::kDuplicate;
-  if (group.admitted[index]) return Receipt::kDuplicate;
+  if (!refused.empty()) hold.refused = refused;
+  if (!refused.empty() || group.admitted[index]) return Receipt::kDuplicate;
   group.admitted[index] = true;
   --group.missing;
   --missing_by_version_[group.assignment->version];

@@ -24,6 +24,7 @@ using SessionId = uint64_t;
 struct GroupHold {
   std::vector<bool> delivered;  // by sample index, whatever became of the sample
   uint32_t left = 0;            // samples not delivered
+  std::string refused;          // why the last sample that was not admitted was refused
   absl::Time since;
   absl::Time deadline;
 };
@@ -73,16 +74,17 @@ class GroupTable {
   std::vector<GroupKey> HeldBy(SessionId session) const;
 
   // Gives the group to `session`, which does not hold it, and takes it from the queue if it is
-  // there. Returns this hold's deadline.
-  absl::Time Hold(const GroupKey& key, SessionId session, absl::Time now);
+  // there.
+  void Hold(const GroupKey& key, SessionId session, absl::Time now);
   // Takes it back from `session`. The group is neither queued nor erased by that.
   void Release(const GroupKey& key, SessionId session);
   // Queues a group that nobody holds once more, avoiding `rollout_id` until `avoid_until`.
   void Requeue(const GroupKey& key, const std::string& rollout_id, absl::Time avoid_until);
 
   // Notes that `session`, which holds the group, delivered sample `index`, below the group's count.
-  // With `valid` it is admitted unless its index was before.
-  Receipt Deliver(const GroupKey& key, SessionId session, uint32_t index, bool valid);
+  // It is admitted unless `refused` says why not, or its index was before.
+  Receipt Deliver(const GroupKey& key, SessionId session, uint32_t index,
+                  const std::string& refused);
 
  private:
   Group& At(const GroupKey& key);

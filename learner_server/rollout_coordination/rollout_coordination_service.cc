@@ -22,7 +22,7 @@ class AttachReactor final : public grpc::ServerBidiReactor<v1::RolloutMessage, v
         context_(context),
         outbox_(std::make_shared<StreamOutbox>(this, StreamOutbox::Limits())),
         session_(coordinator->Attach(outbox_)) {
-    StartRead(&incoming_);
+    if (!outbox_->closed()) StartRead(&incoming_);
   }
 
   const std::shared_ptr<StreamOutbox>& outbox() const { return outbox_; }

@@ -2,7 +2,6 @@
 #include "learner_server/rollout_coordination/rollout_coordinator.h"
 
 #include <algorithm>
-#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/error_reason.h"
@@ -103,38 +102,14 @@ void RolloutCoordinator::Assign(std::vector<GroupAssignment> groups) {
   Schedule();
 }
 
-void RolloutCoordinator::Abandon(const std::vector<GroupKey>& groups) {
-  absl::MutexLock lock(&mutex_);
-  if (job_ == nullptr) return;
-  std::map<SessionId, std::vector<GroupKey>> by_session;
-  std::set<GroupKey> known;
-  for (const GroupKey& key : groups) {
-    const Group* group = job_->groups.Find(key);
-    if (group == nullptr) continue;
-    known.insert(key);
-    for (const auto& [session, hold] : group->holds) by_session[session].push_back(key);
-    job_->groups.Erase(key);
-  }
-  std::erase_if(pending_, [&known](const Delivery& delivery) {
-    return known.contains(delivery.assignment->key);
-  });
-  for (const auto& [id, keys] : by_session) {
-    if (RolloutSession* session = FindSession(id)) SendAbandon(*session, keys);
-  }
-  Schedule();
-}
-
 RolloutPoolStatus RolloutCoordinator::Status() const {
   absl::MutexLock lock(&mutex_);
   RolloutPoolStatus status;
   for (const auto& [id, session] : sessions_) {
-    if (session.state == RolloutState::kServing) ++status.rollouts_serving;
+    const bool switches = session.state == RolloutState::kReady && session.committing;
+    if (switches || session.state == RolloutState::kServing) ++status.rollouts_serving;
   }
-  if (job_ != nullptr) {
-    status.training_samples_by_rollout = job_->training_samples_by_rollout;
-    status.groups_reassigned = job_->groups_reassigned;
-    status.groups_outstanding = static_cast<int64_t>(job_->groups.groups().size());
-  }
+  if (job_ != nullptr) status.groups_reassigned = job_->groups_reassigned;
   status.waiting_for = WaitingFor();
   return status;
 }
@@ -144,6 +119,15 @@ RolloutPoolStatus RolloutCoordinator::Status() const {
 SessionId RolloutCoordinator::Attach(std::shared_ptr<RolloutOutbox> outbox) {
   absl::MutexLock lock(&mutex_);
   const SessionId id = next_session_++;
+  const auto ungreeted = std::count_if(sessions_.begin(), sessions_.end(),
+                                       [](const auto& entry) { return !entry.second.greeted; });
+  if (ungreeted >= options_.max_ungreeted) {
+    outbox->Close(Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_STREAMS",
+                        absl::StrCat(ungreeted,
+                                     " streams are open whose Hello has not come; "
+                                     "attach again later")));
+    return id;
+  }
   RolloutSession& session = sessions_[id];
   session.id = id;
   session.outbox = std::move(outbox);
@@ -291,6 +275,12 @@ void RolloutCoordinator::GiveBack(const GroupKey& key, RolloutSession& session,
 }
 
 void RolloutCoordinator::Remove(RolloutSession& session) {
+  const std::string reason = ReasonOf(session.doomed);
+  const bool refused = !reason.empty() && reason != "REPLACED" && reason != "LEARNER_STOPPING";
+  if (session.greeted && refused) {
+    refusal_ = {session.rollout_id, absl::StrCat(reason, ": ", session.doomed.message()),
+                clock_.Now()};
+  }
   GiveBackAll(session, std::string(session.doomed.message()));
   Apply(session, RolloutEvent::kLost);
   LogInfo("rollout is gone", {{"rollout", session.rollout_id},

@@ -33,6 +33,7 @@ class Credit;
 class Hello;
 class JobLoaded;
 class RolloutFailure;
+class RolloutHeartbeat;
 class RolloutMessage;
 class Samples;
 class Serving;
@@ -48,7 +49,10 @@ struct CoordinatorOptions {
   absl::Duration heartbeat_interval = absl::Seconds(2);
   absl::Duration suspect_after = absl::Seconds(10);  // silence
   absl::Duration lost_after = absl::Seconds(30);     // silence
+  // Without progress of an engine that holds groups, however often its server is heard.
+  absl::Duration stuck_after = absl::Minutes(2);
   absl::Duration hello_timeout = absl::Seconds(10);
+  int max_ungreeted = 64;  // streams whose Hello has not come
   // What a rollout may take to load a job, to fetch a set of weights, or to switch to it.
   absl::Duration phase_timeout = absl::Minutes(10);
   int max_load_attempts = 3;
@@ -61,8 +65,8 @@ struct CoordinatorOptions {
 };
 
 // Thread-safe. The sink is called on threads that bring messages or tick, never inside a call of
-// RolloutPool and never under the coordinator's lock: it may call Assign, Abandon and Publish, and
-// the caller of those may hold the sink's own lock. EndJob is different: it waits for a call in
+// RolloutPool and never under the coordinator's lock: it may call Assign and Publish, and the
+// caller of those may hold the sink's own lock. EndJob is different: it waits for a call in
 // progress.
 class RolloutCoordinator final : public RolloutPool {
  public:
@@ -77,11 +81,10 @@ class RolloutCoordinator final : public RolloutPool {
   void Publish(std::shared_ptr<const WeightSet> weights) override;
   void ReleaseWeightsBelow(uint64_t version) override;
   void Assign(std::vector<GroupAssignment> groups) override;
-  void Abandon(const std::vector<GroupKey>& groups) override;
   RolloutPoolStatus Status() const override;
 
   // ---- Streams. A session lives from Attach until OnClosed, or until it was closed through its
-  // outbox: what it brings after that is dropped.
+  // outbox, which Attach may do already: what it brings after that is dropped.
   SessionId Attach(std::shared_ptr<RolloutOutbox> outbox);
   void OnMessage(SessionId session, v1::RolloutMessage message);
   void OnClosed(SessionId session);
@@ -103,7 +106,6 @@ class RolloutCoordinator final : public RolloutPool {
     std::map<uint64_t, std::shared_ptr<const WeightSet>> published;
     uint64_t released_below = 0;
     GroupTable groups;
-    std::map<std::string, int64_t> training_samples_by_rollout;
     int64_t groups_reassigned = 0;
     absl::Duration mean_group_time;  // moving; zero until a group was completed
   };
@@ -113,6 +115,12 @@ class RolloutCoordinator final : public RolloutPool {
     std::string rollout_id;
     std::optional<Sample> sample;
     absl::Status lost;
+  };
+  // A rollout that was sent away.
+  struct Refusal {
+    std::string rollout_id;
+    std::string why;
+    absl::Time when;
   };
   // A sample as it came, converted before the lock is taken.
   struct Arrival {
@@ -145,6 +153,8 @@ class RolloutCoordinator final : public RolloutPool {
   bool Handle(RolloutSession& session, const v1::RolloutMessage& message,
               std::vector<Arrival> arrivals) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Heard(RolloutSession& session) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // A suspect becomes again what it was.
+  void Recover(RolloutSession& session) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void On(RolloutSession& session, const v1::Hello& hello) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void On(RolloutSession& session, const v1::JobLoaded& loaded)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -154,6 +164,8 @@ class RolloutCoordinator final : public RolloutPool {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void On(RolloutSession& session, const v1::Credit& credit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void On(RolloutSession& session, const v1::RolloutFailure& failure)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void On(RolloutSession& session, const v1::RolloutHeartbeat& heartbeat)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Ends the streams of other servers of the same id; false (and doomed) when one of those came
   // later.
@@ -167,6 +179,8 @@ class RolloutCoordinator final : public RolloutPool {
   bool OnSamples(RolloutSession& session, uint64_t job_epoch, uint64_t sequence_number,
                  std::vector<Arrival> arrivals) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool OnSample(RolloutSession& session, Arrival arrival) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Empty when it was not.
+  static std::string WhyRefused(const RolloutSession& session, const SampleVerdict& verdict);
   // Ends a group, or this session's part in it, when its last sample came.
   bool SettleGroup(const GroupKey& key, RolloutSession& session)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -203,6 +217,8 @@ class RolloutCoordinator final : public RolloutPool {
   std::map<SessionId, RolloutSession> sessions_ ABSL_GUARDED_BY(mutex_);
   // (rollout id, incarnation) of servers that another one of the same id replaced; the last ones.
   std::vector<std::pair<std::string, std::string>> retired_ ABSL_GUARDED_BY(mutex_);
+  // The last one, until a rollout of its name serves.
+  std::optional<Refusal> refusal_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<Job> job_ ABSL_GUARDED_BY(mutex_);
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<Delivery> pending_ ABSL_GUARDED_BY(mutex_);

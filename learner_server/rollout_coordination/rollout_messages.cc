@@ -14,6 +14,7 @@ namespace halfstep {
 namespace {
 
 constexpr size_t kMaxNameBytes = 128;
+constexpr size_t kMaxFailureBytes = 1024;
 constexpr size_t kRetiredRemembered = 1024;
 constexpr absl::Duration kDropLogInterval = absl::Seconds(10);
 // Weight of one group in the moving mean of group times.
@@ -21,6 +22,10 @@ constexpr double kMeanWeight = 0.1;
 
 absl::Status ProtocolError(const std::string& what) {
   return Error(absl::StatusCode::kInvalidArgument, "PROTOCOL_ERROR", what);
+}
+
+std::string Describe(const std::string& reason, const std::string& message) {
+  return absl::StrCat(reason, ": ", message).substr(0, kMaxFailureBytes);
 }
 
 }  // namespace
@@ -89,6 +94,7 @@ bool RolloutCoordinator::Handle(RolloutSession& session, const v1::RolloutMessag
       return OnSamples(session, message.samples().job_epoch(), message.samples().sequence_number(),
                        std::move(arrivals));
     case v1::RolloutMessage::kHeartbeat:
+      On(session, message.heartbeat());
       return true;
     case v1::RolloutMessage::kFailure:
       On(session, message.failure());
@@ -106,6 +112,11 @@ bool RolloutCoordinator::Handle(RolloutSession& session, const v1::RolloutMessag
 
 void RolloutCoordinator::Heard(RolloutSession& session) {
   session.last_heard = clock_.Now();
+  if (!session.stuck) Recover(session);
+}
+
+void RolloutCoordinator::Recover(RolloutSession& session) {
+  session.stuck = false;
   if (session.state != RolloutState::kSuspect) return;
   if (session.serving) {
     Apply(session, RolloutEvent::kHeardWhileServing);
@@ -139,6 +150,7 @@ void RolloutCoordinator::On(RolloutSession& session, const v1::Hello& hello) {
   LogInfo("rollout attached", {{"rollout", session.rollout_id},
                                {"incarnation", session.incarnation},
                                {"backend", hello.backend()},
+                               {"kv_cache_bytes", hello.kv_cache_bytes()},
                                {"address", hello.address()},
                                {"build", hello.build()}});
   v1::LearnerMessage message;
@@ -200,15 +212,19 @@ void RolloutCoordinator::On(RolloutSession& session, const v1::WeightsReady& rea
   }
   session.staged = std::exchange(session.preparing, std::nullopt);
   session.failures = 0;
-  Apply(session, RolloutEvent::kWeightsVerified);
+  // Otherwise it is remembered until the suspect recovers.
+  if (session.state != RolloutState::kSuspect) Apply(session, RolloutEvent::kWeightsVerified);
 }
 
 void RolloutCoordinator::On(RolloutSession& session, const v1::Serving& serving) {
   if (session.job_epoch == 0 || serving.job_epoch() != session.job_epoch) return;
   const WeightIdentity identity = FromProto(serving.weights());
   if (session.committing == identity) {
+    // The engine switched between two steps, so it goes on.
+    Recover(session);
     session.serving = std::exchange(session.committing, std::nullopt);
     session.failures = 0;
+    if (refusal_ && refusal_->rollout_id == session.rollout_id) refusal_ = std::nullopt;
     Apply(session, RolloutEvent::kServing);
     return;
   }
@@ -234,13 +250,35 @@ void RolloutCoordinator::On(RolloutSession& session, const v1::RolloutFailure& f
     LogWarning("rollout reports a failure", {{"rollout", session.rollout_id},
                                              {"reason", failure.reason()},
                                              {"message", failure.message()}});
+    session.last_report = Describe(failure.reason(), failure.message());
   }
+}
+
+void RolloutCoordinator::On(RolloutSession& session, const v1::RolloutHeartbeat& heartbeat) {
+  if (!heartbeat.has_last_progress()) return;
+  const absl::Time now = clock_.Now();
+  // Only whether it changes counts: the clocks of two machines differ.
+  const absl::Time progress = absl::FromUnixSeconds(heartbeat.last_progress().seconds()) +
+                              absl::Nanoseconds(heartbeat.last_progress().nanos());
+  const bool busy = job_ != nullptr && job_->groups.LoadOf(session.id).groups > 0;
+  if (progress != session.progress || (!busy && !session.stuck)) {
+    session.progress = progress;
+    session.progress_since = now;
+    Recover(session);
+    return;
+  }
+  const absl::Duration still = now - session.progress_since;
+  if (session.stuck || still < options_.stuck_after) return;
+  session.stuck = true;
+  Apply(session, RolloutEvent::kStuck);
+  GiveBackAll(session,
+              absl::StrCat("its engine made no progress for ", absl::FormatDuration(still)));
 }
 
 void RolloutCoordinator::LoadFailed(RolloutSession& session, RolloutEvent event,
                                     const std::string& reason, const std::string& message) {
   ++session.failures;
-  session.last_failure = absl::StrCat(reason, ": ", message);
+  session.last_failure = Describe(reason, message);
   LogWarning("rollout cannot load what it was told to", {{"rollout", session.rollout_id},
                                                          {"reason", reason},
                                                          {"message", message},
@@ -311,14 +349,23 @@ bool RolloutCoordinator::OnSample(RolloutSession& session, Arrival arrival) {
     if (index >= group->assignment->samples) return false;
   }
   const GroupTable::Receipt receipt =
-      job_->groups.Deliver(key, session.id, index, /*valid=*/verdict.ok);
+      job_->groups.Deliver(key, session.id, index, WhyRefused(session, verdict));
   if (verdict.ok && receipt == GroupTable::Receipt::kDuplicate) {
     Drop(session.rollout_id, key, DropReason::kDuplicate, absl::StrCat("sample ", index));
   } else if (verdict.ok) {
-    if (key.purpose == Purpose::kTrain) ++job_->training_samples_by_rollout[session.rollout_id];
     pending_.push_back({group->assignment, session.rollout_id, std::move(arrival.sample), {}});
   }
   return SettleGroup(key, session);
+}
+
+std::string RolloutCoordinator::WhyRefused(const RolloutSession& session,
+                                           const SampleVerdict& verdict) {
+  if (verdict.ok) return "";
+  if (verdict.reason != DropReason::kCancelled) {
+    return absl::StrCat("a sample was refused, ", Name(verdict.reason), ": ", verdict.detail);
+  }
+  if (session.last_report.empty()) return "it handed the group back";
+  return absl::StrCat("it handed the group back, and reported ", session.last_report);
 }
 
 bool RolloutCoordinator::SettleGroup(const GroupKey& key, RolloutSession& session) {
@@ -340,7 +387,7 @@ bool RolloutCoordinator::SettleGroup(const GroupKey& key, RolloutSession& sessio
   }
   if (hold.left > 0) return false;
   // It delivered everything, and not everything was good; or another one delivers the rest.
-  GiveBack(key, session, "some of its samples were refused", /*avoid=*/true);
+  GiveBack(key, session, std::string(hold.refused), /*avoid=*/true);
   return true;
 }
 

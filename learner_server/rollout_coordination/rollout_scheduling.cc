@@ -200,12 +200,10 @@ void RolloutCoordinator::AssignCopies() {
 }
 
 void RolloutCoordinator::Give(const GroupKey& key, RolloutSession& session) {
-  const absl::Time deadline = job_->groups.Hold(key, session.id, clock_.Now());
+  job_->groups.Hold(key, session.id, clock_.Now());
   ++session.assigned;
   v1::LearnerMessage message;
-  GroupAssignment assignment = *job_->groups.Find(key)->assignment;
-  assignment.deadline = deadline;
-  ToProto(assignment, message.mutable_assign());
+  ToProto(*job_->groups.Find(key)->assignment, message.mutable_assign());
   Send(session, std::move(message));
 }
 
@@ -309,7 +307,9 @@ std::string RolloutCoordinator::WaitingFor() const {
     if (session.in_phase()) {
       absl::StrAppend(&part, ", has to ", PhaseOf(session), " since ", ago(session.phase_since));
     }
-    if (session.state == RolloutState::kSuspect) {
+    if (session.stuck) {
+      absl::StrAppend(&part, ", without progress for ", ago(session.progress_since));
+    } else if (session.state == RolloutState::kSuspect) {
       absl::StrAppend(&part, ", silent for ", ago(session.last_heard));
     }
     if (job_ != nullptr) {
@@ -326,6 +326,10 @@ std::string RolloutCoordinator::WaitingFor() const {
     parts.push_back(std::move(part));
   }
   if (parts.empty()) parts.push_back("no rollout server is attached");
+  if (refusal_) {
+    parts.push_back(absl::StrCat("rollout '", refusal_->rollout_id, "' was sent away ",
+                                 ago(refusal_->when), " ago: ", refusal_->why));
+  }
   if (job_ != nullptr) {
     std::map<uint64_t, int64_t> waiting;
     for (const GroupTable::QueueKey& entry : job_->groups.queue()) ++waiting[entry.version];

@@ -48,6 +48,12 @@ struct RolloutSession {
   absl::Time last_heartbeat_sent;
   bool leaving = false;
 
+  // From heartbeats: when the engine last made progress by its own clock, and since when by ours
+  // that has been so while it held groups.
+  absl::Time progress = absl::InfinitePast();
+  absl::Time progress_since;
+  bool stuck = false;  // too long: it stays a suspect, whatever it says, until it goes on
+
   // The job and weights. At most one of preparing, staged and committing is set.
   uint64_t job_epoch = 0;  // of the last LoadJob; 0 for none
   bool job_loaded = false;
@@ -58,7 +64,8 @@ struct RolloutSession {
   bool moving = false;  // idle and on its way to another set: it gets no work of the one it serves
   int failures = 0;     // in a row, of loading and preparing
   std::string last_failure;
-  absl::Time phase_since;  // when the rollout was last told to load, prepare or commit
+  std::string last_report;  // the last failure of a group that it reported
+  absl::Time phase_since;   // when the rollout was last told to load, prepare or commit
 
   // Groups over the life of the stream.
   uint64_t credit = 0;

@@ -28,6 +28,7 @@ std::optional<RolloutState> Next(RolloutState state, RolloutEvent event) {
     case RolloutEvent::kLost:
       return kDead;
     case RolloutEvent::kSilent:
+    case RolloutEvent::kStuck:
       return state == kSuspect ? std::nullopt : std::optional(kSuspect);
     case RolloutEvent::kLoadJob:
       // A suspect stays one until it speaks.

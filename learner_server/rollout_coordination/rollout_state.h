@@ -12,7 +12,8 @@ enum class RolloutState {
   kLoading,  // loading a job, or has yet to prove a set of weights
   kReady,    // holds a verified set it has not yet switched to
   kServing,  // generates with a verified set
-  kSuspect,  // silent for too long: is given nothing, what it held goes elsewhere
+  kSuspect,  // silent, or without progress, for too long: is given nothing, what it held goes
+             // elsewhere
   kDead,     // gone; a server that comes back is another one that joins
 };
 
@@ -25,19 +26,27 @@ enum class RolloutEvent {
   kServing,            // Serving named the set that was committed
   kServesOther,        // Serving named a set that is not ours
   kSilent,             // nothing was heard for the suspicion time
-  kHeard,              // a suspect spoke that has yet to prove its weights
-  kHeardWhileServing,  // a suspect spoke that had proved them before, on the same stream
+  kStuck,              // it speaks, and its engine made no progress with what it holds
+  kHeard,              // a suspect spoke, or went on, that has yet to prove its weights
+  kHeardWhileServing,  // the same of one that had proved them before, on the same stream
   kLost,               // its stream ended, it was replaced, refused, or silent beyond the timeout
 };
 
 inline constexpr RolloutState kAllRolloutStates[] = {RolloutState::kJoining, RolloutState::kLoading,
                                                      RolloutState::kReady,   RolloutState::kServing,
                                                      RolloutState::kSuspect, RolloutState::kDead};
-inline constexpr RolloutEvent kAllRolloutEvents[] = {
-    RolloutEvent::kLoadJob,           RolloutEvent::kUnloadJob,  RolloutEvent::kWeightsVerified,
-    RolloutEvent::kWeightsRefused,    RolloutEvent::kCommitSent, RolloutEvent::kServing,
-    RolloutEvent::kServesOther,       RolloutEvent::kSilent,     RolloutEvent::kHeard,
-    RolloutEvent::kHeardWhileServing, RolloutEvent::kLost};
+inline constexpr RolloutEvent kAllRolloutEvents[] = {RolloutEvent::kLoadJob,
+                                                     RolloutEvent::kUnloadJob,
+                                                     RolloutEvent::kWeightsVerified,
+                                                     RolloutEvent::kWeightsRefused,
+                                                     RolloutEvent::kCommitSent,
+                                                     RolloutEvent::kServing,
+                                                     RolloutEvent::kServesOther,
+                                                     RolloutEvent::kSilent,
+                                                     RolloutEvent::kStuck,
+                                                     RolloutEvent::kHeard,
+                                                     RolloutEvent::kHeardWhileServing,
+                                                     RolloutEvent::kLost};
 
 // "JOINING", "LOADING", ...
 const char* Name(RolloutState state);

@@ -34,7 +34,9 @@ EncodeText CheckedEncode(const Tokenizer& tokenizer, int64_t vocab_size) {
 
 absl::Status ReadModelFiles(const HuggingFaceModel& model, std::vector<ModelFile>* files) {
   for (const char* name : {"config.json", "tokenizer.json", "generation_config.json"}) {
-    absl::StatusOr<std::string> bytes = ReadFile(model.directory + "/" + name, kMaxModelFileBytes);
+    const std::string path = model.directory + "/" + name;
+    HALFSTEP_RETURN_IF_ERROR(CheckUnder(model.root, path));
+    absl::StatusOr<std::string> bytes = ReadFile(path, kMaxModelFileBytes);
     if (absl::IsNotFound(bytes.status()) && std::string(name) == "generation_config.json") continue;
     HALFSTEP_RETURN_IF_ERROR(bytes.status());
     files->push_back({name, *std::move(bytes)});
@@ -78,7 +80,8 @@ absl::Status LoadData(const JobSettings& settings, JobInputs* inputs) {
 
 absl::StatusOr<JobInputs> LoadJobInputs(const JobSettings& settings) {
   JobInputs inputs;
-  HALFSTEP_ASSIGN_OR_RETURN(inputs.model, OpenHuggingFaceModel(settings.model_directory));
+  HALFSTEP_ASSIGN_OR_RETURN(inputs.model,
+                            OpenHuggingFaceModel(settings.model_directory, settings.root));
   if (!settings.supervised && !inputs.model.has_weights) {
     return Error(absl::StatusCode::kInvalidArgument, "MODEL_WITHOUT_WEIGHTS",
                  absl::StrCat(settings.model_directory,

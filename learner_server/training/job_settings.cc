@@ -102,6 +102,7 @@ TrainStepOptions TrainStepOptionsOf(const v1::TrainingJobSpec& spec) {
 
 absl::Status ResolvePaths(const v1::TrainingJobSpec& spec, const std::string& root,
                           JobSettings* settings) {
+  settings->root = root;
   HALFSTEP_ASSIGN_OR_RETURN(settings->model_directory, ResolveUnder(root, spec.model()));
   HALFSTEP_ASSIGN_OR_RETURN(settings->output_directory, ResolveUnder(root, spec.output_dir()));
   HALFSTEP_ASSIGN_OR_RETURN(settings->train_path, ResolveUnder(root, spec.data().train()));

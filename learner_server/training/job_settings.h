@@ -21,7 +21,8 @@ namespace halfstep {
 
 struct JobSettings {
   bool supervised = false;
-  // Absolute, below the learner's root; eval_path may be empty.
+  std::string root;  // of the learner
+  // Absolute, below the root; eval_path may be empty.
   std::string model_directory;
   std::string output_directory;
   std::string train_path;

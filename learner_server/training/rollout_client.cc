@@ -80,7 +80,8 @@ absl::StatusOr<CollectedGroups> RolloutClient::Collect(const std::vector<GroupKe
 }
 
 absl::Status RolloutClient::CheckRollouts(absl::Time now) {
-  if (pool_->Status().rollouts_serving > 0) {
+  const RolloutPoolStatus pool = pool_->Status();
+  if (pool.rollouts_serving > 0) {
     if (noticed_) EmitNotice(control_, "ROLLOUT_BACK", "a rollout server serves again");
     had_rollout_ = true;
     noticed_ = false;
@@ -91,14 +92,15 @@ absl::Status RolloutClient::CheckRollouts(absl::Time now) {
   const absl::Duration without = now - without_since_;
   if (!noticed_ && (had_rollout_ || without >= options_.join_grace)) {
     noticed_ = true;
-    EmitNotice(control_, "NO_ROLLOUT",
-               absl::StrCat("no rollout server serves this job; it pauses unless one comes within ",
-                            absl::FormatDuration(options_.no_rollout_timeout)));
+    EmitNotice(
+        control_, "NO_ROLLOUT",
+        absl::StrCat("no rollout server serves this job; it pauses unless one comes within ",
+                     absl::FormatDuration(options_.no_rollout_timeout), "; ", pool.waiting_for));
   }
   if (without < options_.no_rollout_timeout) return absl::OkStatus();
   return Error(absl::StatusCode::kUnavailable, "NO_ROLLOUT",
                absl::StrCat("no rollout server served for ", absl::FormatDuration(without),
-                            "; start one and resume the job"));
+                            "; start one and resume the job; ", pool.waiting_for));
 }
 
 }  // namespace halfstep

@@ -151,10 +151,11 @@ absl::StatusOr<std::shared_ptr<const WeightSet>> ReadWeightSet(const std::string
 
 }  // namespace
 
-absl::Status AddModel(const TrainState& state, const std::string& model_directory,
-                      const std::string& prefix, AtomicDirectoryWriter* out) {
+absl::Status AddModel(const TrainState& state, const ModelSource& model, const std::string& prefix,
+                      AtomicDirectoryWriter* out) {
   SaveHuggingFaceOptions options;
-  options.base_directory = model_directory;
+  options.base_directory = model.directory;
+  options.root = model.root;
   options.dtype = state.weights.dtype();
   return SaveHuggingFaceModel(state.master, options, prefix, out);
 }
@@ -167,7 +168,7 @@ absl::Status WriteCheckpoint(const CheckpointStore& store, const CheckpointConte
   for (const std::shared_ptr<const WeightSet>& weights : contents.older_weights) {
     HALFSTEP_RETURN_IF_ERROR(AddWeightSet(*weights, &writer));
   }
-  HALFSTEP_RETURN_IF_ERROR(AddModel(*contents.state, contents.model_directory, "model/", &writer));
+  HALFSTEP_RETURN_IF_ERROR(AddModel(*contents.state, contents.model, "model/", &writer));
   HALFSTEP_RETURN_IF_ERROR(store.Commit(std::move(writer)));
   return store.Prune(kKeptCheckpoints);
 }

@@ -23,13 +23,21 @@
 
 namespace halfstep {
 
+// See SaveHuggingFaceOptions.
+struct ModelSource {
+  std::string directory;
+  std::string root;
+};
+
 struct CheckpointContents {
   const TrainState* state = nullptr;
   const RunProgress* progress = nullptr;
   // Published sets other than the newest that are still needed, oldest first.
   std::vector<std::shared_ptr<const WeightSet>> older_weights;
   std::string job_json;
-  std::string model_directory;  // whose configuration and tokenizer files go with the weights
+  // The model folder whose configuration and tokenizer files go with the weights, and where its
+  // links may lead.
+  ModelSource model;
 };
 
 // Writes and commits ROOT/step_N, then removes the oldest ones but two. Whatever fails (reason
@@ -37,8 +45,8 @@ struct CheckpointContents {
 absl::Status WriteCheckpoint(const CheckpointStore& store, const CheckpointContents& contents);
 
 // Adds the model of `state` as a Hugging Face folder below `prefix`.
-absl::Status AddModel(const TrainState& state, const std::string& model_directory,
-                      const std::string& prefix, AtomicDirectoryWriter* out);
+absl::Status AddModel(const TrainState& state, const ModelSource& model, const std::string& prefix,
+                      AtomicDirectoryWriter* out);
 
 // Restores `state` (buffers, scaler, step count, refreshed weights) and returns the progress.
 // DATA_LOSS or INVALID_ARGUMENT, naming the file, when it does not fit the state's layout.

@@ -241,7 +241,7 @@ void Trainer::Checkpoint() {
   contents.state = parts_.state;
   contents.progress = &progress;
   contents.job_json = parts_.job_json;
-  contents.model_directory = parts_.settings->model_directory;
+  contents.model = {parts_.settings->model_directory, parts_.settings->root};
   if (!published_.empty()) contents.older_weights.assign(published_.begin(), published_.end() - 1);
   const absl::Status status = WriteCheckpoint(*parts_.checkpoints, contents);
   parts_.metrics->step_duration["checkpoint"].Observe(absl::ToDoubleSeconds(absl::Now() - start));
@@ -274,7 +274,8 @@ absl::Status Trainer::Finish() {
   HALFSTEP_ASSIGN_OR_RETURN(
       AtomicDirectoryWriter writer,
       AtomicDirectoryWriter::Create(parts_.folder->path(), "model", "trainer"));
-  HALFSTEP_RETURN_IF_ERROR(AddModel(*parts_.state, parts_.settings->model_directory, "", &writer));
+  const ModelSource model{parts_.settings->model_directory, parts_.settings->root};
+  HALFSTEP_RETURN_IF_ERROR(AddModel(*parts_.state, model, "", &writer));
   return writer.Commit();
 }
 

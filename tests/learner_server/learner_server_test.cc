@@ -75,6 +75,17 @@ TEST_F(LearnerServerTest, APortInUseIsNamedForGrpcAndHttp) {
   EXPECT_THAT(std::string(status.message()), HasSubstr((*first)->http_address()));
 }
 
+TEST_F(LearnerServerTest, MetricsInPlainTextForOtherMachinesAreRefused) {
+  LearnerServerOptions options = Options();
+  options.http = "0.0.0.0:0";
+  const absl::Status status = LearnerServer::Start(options).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(ReasonOf(status), "INSECURE_ADDRESS");
+  options.server.insecure = true;
+  const auto learner = LearnerServer::Start(options);
+  EXPECT_TRUE(learner.ok()) << learner.status();
+}
+
 TEST_F(LearnerServerTest, ARootThatIsNoFolderIsRefused) {
   LearnerServerOptions options = Options();
   options.root = dir_ / "nothing";

@@ -22,7 +22,6 @@ class ScriptedPool final : public RolloutPool {
   void Publish(std::shared_ptr<const WeightSet>) override {}
   void ReleaseWeightsBelow(uint64_t) override {}
   void Assign(std::vector<GroupAssignment> groups) override { groups_ = std::move(groups); }
-  void Abandon(const std::vector<GroupKey>&) override {}
   RolloutPoolStatus Status() const override {
     RolloutPoolStatus status;
     status.rollouts_serving = serving_;
@@ -100,7 +99,11 @@ TEST_F(RolloutClientTest, NobodyServingIsANoticeAndThenATypedEnd) {
   const auto collected = AssignAndCollect([](ScriptedPool& pool) { pool.serving_ = 0; });
   EXPECT_EQ(collected.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(ReasonOf(collected.status()), "NO_ROLLOUT");
-  EXPECT_THAT(control_.notices(), ElementsAre("NO_ROLLOUT"));
+  EXPECT_THAT(std::string(collected.status().message()),
+              HasSubstr("resume the job; rollout r7 with group 5"));
+  ASSERT_THAT(control_.notices(), ElementsAre("NO_ROLLOUT"));
+  EXPECT_THAT(control_.events().back().notice().message(), HasSubstr("; rollout r7 with group 5"))
+      << "it says why nobody serves";
 }
 
 TEST_F(RolloutClientTest, LostGroupEndsTheWait) {

@@ -52,7 +52,7 @@ class TrainCheckpointTest : public testing::Test {
     contents.state = state_.get();
     contents.progress = &progress_;
     contents.job_json = "{}";
-    contents.model_directory = dir_ / "model";
+    contents.model.directory = dir_ / "model";
     return contents;
   }
 

@@ -313,6 +313,26 @@ TEST_F(TrainingJobRunnerTest, RefusesAFolderWithOtherThings) {
             "OUTPUT_DIR_NOT_EMPTY");
 }
 
+TEST_F(TrainingJobRunnerTest, AModelFolderWithLinksOutOfTheRootIsRefused) {
+  TinyWorkplace workplace;
+  TempDir outside;
+  TinyLearner learner(workplace.root().path(), nullptr);
+  for (const std::string name : {"config.json", "tokenizer.json"}) {
+    const std::string file = workplace.root() / ("start/" + name);
+    std::filesystem::rename(file, outside / name);
+    std::filesystem::create_symlink(outside / name, file);
+    const v1::TrainingJobSpec spec = TinyWorkplace::SupervisedSpec(1);
+    for (const absl::Status& status :
+         {learner.Run("sft", spec).status(), learner.runner().Check(spec)}) {
+      EXPECT_EQ(status.code(), absl::StatusCode::kPermissionDenied);
+      EXPECT_EQ(ReasonOf(status), "PATH_OUTSIDE_ROOT");
+      EXPECT_THAT(std::string(status.message()), HasSubstr(name));
+    }
+    std::filesystem::remove(file);
+    std::filesystem::rename(outside / name, file);
+  }
+}
+
 TEST_F(TrainingJobRunnerTest, CheckFindsWhatOnlyTheLearnerCanSee) {
   LocalRolloutPool pool;
   TinyLearner learner(root(), &pool);

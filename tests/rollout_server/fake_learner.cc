@@ -136,6 +136,7 @@ class FakeLearner::Weights final : public v1::WeightService::Service {
       chunk.set_data(bytes.data() + offset, std::min<uint64_t>(kChunkBytes, end - offset));
       if (!writer->Write(chunk)) break;
     }
+    if (faults.gone_at_cut) return {grpc::StatusCode::NOT_FOUND, "the version is gone"};
     return grpc::Status::OK;
   }
 

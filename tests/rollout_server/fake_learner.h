@@ -27,6 +27,7 @@ class FakeLearner {
   // How weights are sent wrongly; each fault happens once.
   struct Faults {
     uint64_t cut_after_bytes = 0;  // ends the stream early, without an error
+    bool gone_at_cut = false;      // or with NOT_FOUND, which a client does not try again
     bool flip_a_bit = false;
   };
 

@@ -11,6 +11,7 @@
 
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "common/base/error_reason.h"
 #include "common/trajectory/proto_convert.h"
 #include "common/weight_sync/weight_proto.h"
 #include "halfstep/v1/rollout_coordination.pb.h"
@@ -167,6 +168,16 @@ TEST(RolloutServerHelloTest, IntroducesItself) {
   EXPECT_TRUE(server->ready().ok());
 }
 
+TEST(RolloutServerAddressTest, MetricsInPlainTextForOtherMachinesAreRefused) {
+  RolloutServerOptions options;
+  options.learner.target = "127.0.0.1:1";
+  options.threads = 1;
+  options.http = "0.0.0.0:0";
+  const auto server = RolloutServer::Start(std::move(options));
+  EXPECT_EQ(server.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(ReasonOf(server.status()), "INSECURE_ADDRESS");
+}
+
 TEST_F(RolloutServerTest, GeneratesWithWeightsThatCameOverTheWire) {
   learner_->LoadJob(3);
   const uint64_t credit = AwaitCredit(1);
@@ -198,6 +209,20 @@ TEST_F(RolloutServerTest, ResumesATransferThatBreaks) {
   learner_->SetFaults({.cut_after_bytes = 5000});
   learner_->Serve(3, *weights_[0]);
   EXPECT_THAT(learner_->fetch_offsets(), ElementsAre(0, 5000));
+}
+
+TEST_F(RolloutServerTest, AFetchThatFailedGoesOnWithTheNextOrderForTheSameSet) {
+  learner_->LoadJob(3);
+  learner_->SetFaults({.cut_after_bytes = 5000, .gone_at_cut = true});
+  learner_->SendPrepare(3, *weights_[0]);
+  EXPECT_EQ(AwaitFailure().reason(), "NOT_FOUND");
+  learner_->Serve(3, *weights_[0]);
+  EXPECT_THAT(learner_->fetch_offsets(), ElementsAre(0, 5000));
+  ASSERT_TRUE(learner_->Send(MakeAssign(3, 1, 0)));
+  ExpectSame(AwaitSamples(1, 3), Expected(1, 0));
+  // Another set starts from its beginning.
+  learner_->Serve(3, *weights_[1]);
+  EXPECT_THAT(learner_->fetch_offsets(), ElementsAre(0, 5000, 0));
 }
 
 TEST_F(RolloutServerTest, GivesUpOnWeightsThatTheLearnerDoesNotHold) {
@@ -322,9 +347,7 @@ TEST_F(RolloutServerTest, AttachesAgainToALearnerThatRestarted) {
   learner_ = nullptr;
   learner_ = std::make_unique<FakeLearner>(port);
   learner_->AddWeights(weights_[0]);
-  const v1::Hello hello = learner_->Welcome();
-  EXPECT_EQ(hello.staged().version(), 0u);
-  EXPECT_EQ(hello.staged().manifest_digest(), weights_[0]->manifest().manifest_digest);
+  learner_->Welcome();
   learner_->LoadJob(4);
   learner_->Serve(4, *weights_[0]);
   EXPECT_EQ(learner_->model_fetches(), 0) << "it has the model";

@@ -67,13 +67,10 @@ void LocalRolloutPool::Assign(std::vector<GroupAssignment> groups) {
   Pump();
 }
 
-void LocalRolloutPool::Abandon(const std::vector<GroupKey>&) {}
-
 RolloutPoolStatus LocalRolloutPool::Status() const {
   absl::MutexLock lock(&mutex_);
   RolloutPoolStatus status;
   status.rollouts_serving = 1;
-  status.groups_outstanding = running_ + static_cast<int64_t>(queue_.size());
   status.waiting_for = "the engine of this process";
   return status;
 }

@@ -26,7 +26,6 @@ class LocalRolloutPool final : public RolloutPool {
   void Publish(std::shared_ptr<const WeightSet> weights) override;
   void ReleaseWeightsBelow(uint64_t version) override;
   void Assign(std::vector<GroupAssignment> groups) override;
-  void Abandon(const std::vector<GroupKey>& groups) override;
   RolloutPoolStatus Status() const override;
 
   // Versions held now, for tests of what is released.

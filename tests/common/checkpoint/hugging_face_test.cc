@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "common/base/error_reason.h"
 #include "common/checkpoint/safetensors_writer.h"
 #include "common/model/initialize.h"
 #include "nlohmann/json.hpp"
@@ -222,6 +223,42 @@ TEST_F(HuggingFaceTest, SavingWhatDoesNotFitTheDTypeIsRefused) {
       SaveHuggingFaceModel(*master_, {scratch_.path(), DType::kFloat16}, "", &*writer);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), HasSubstr("model.embed_tokens.weight"));
+}
+
+TEST_F(HuggingFaceTest, FilesMayBeLinksThatStayBelowTheRoot) {
+  namespace fs = std::filesystem;
+  for (const bool sharded : {false, true}) {
+    // As a cache of Hugging Face: the folder holds links to files elsewhere in the same tree.
+    const fs::path real =
+        Save(sharded ? "shards" : "whole", DType::kFloat32, sharded ? 512 : 1 << 30).directory;
+    const fs::path root = fs::path(scratch_.path()) / (sharded ? "root2" : "root1");
+    fs::create_directories(root / "model");
+    fs::copy(real, root / "blobs");
+    const auto link = [&](const fs::path& from, const fs::path& name) {
+      fs::remove(root / "model" / name);
+      fs::create_symlink(from / name, root / "model" / name);
+    };
+    std::vector<fs::path> names;
+    for (const auto& entry : fs::directory_iterator(real)) names.push_back(entry.path().filename());
+    for (const fs::path& name : names) link("../blobs", name);
+    const auto use = [&]() -> absl::Status {
+      const auto model = OpenHuggingFaceModel(root / "model", root);
+      if (!model.ok()) return model.status();
+      ParameterBuffer loaded(model->layout, DType::kFloat32, "loaded");
+      if (absl::Status read = LoadHuggingFaceWeights(*model, &loaded); !read.ok()) return read;
+      auto writer = AtomicDirectoryWriter::Create(root, "copy", "i");
+      return SaveHuggingFaceModel(loaded, {.base_directory = model->directory, .root = root}, "",
+                                  &*writer);
+    };
+    EXPECT_TRUE(use().ok()) << use();
+    for (const fs::path& name : names) {
+      link(real, name);
+      EXPECT_EQ(use().code(), absl::StatusCode::kPermissionDenied) << name;
+      EXPECT_EQ(ReasonOf(use()), "PATH_OUTSIDE_ROOT") << name;
+      link("../blobs", name);
+    }
+    EXPECT_TRUE(use().ok()) << use();
+  }
 }
 
 TEST_F(HuggingFaceTest, InitializationIsNormalAndAFunctionOfTheSeed) {

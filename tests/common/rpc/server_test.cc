@@ -235,6 +235,36 @@ TEST_F(RpcServerTest, HealthFollowsSetServing) {
   EXPECT_EQ(check("nobody"), grpc::health::v1::HealthCheckResponse::UNKNOWN);
 }
 
+TEST_F(RpcServerTest, OpenCallsOfAConnectionAreBounded) {
+  ServerOptions options;
+  options.max_streams_per_connection = 2;
+  const auto server = Start(options);
+  const auto channel = Dial(*server);
+  const auto health = grpc::health::v1::Health::NewStub(channel);
+  const auto watch = [&health](grpc::ClientContext* context) {
+    auto reader = health->Watch(context, {});
+    grpc::health::v1::HealthCheckResponse response;
+    EXPECT_TRUE(reader->Read(&response));
+    return reader;
+  };
+  const auto first = MakeContext(absl::Seconds(60));
+  const auto second = MakeContext(absl::Seconds(60));
+  const auto first_reader = watch(first.get());
+  const auto second_reader = watch(second.get());
+  const auto stub = v1::TrainingJobService::NewStub(channel);
+  v1::TrainingJob job;
+  const auto waiting = MakeContext(absl::Milliseconds(200));
+  EXPECT_EQ(stub->GetTrainingJob(waiting.get(), {}, &job).error_code(),
+            grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_EQ(jobs_.calls, 0);
+  second->TryCancel();
+  second_reader->Finish();
+  const auto allowed = MakeContext(absl::Seconds(20));
+  EXPECT_TRUE(stub->GetTrainingJob(allowed.get(), {}, &job).ok());
+  first->TryCancel();
+  first_reader->Finish();
+}
+
 TEST_F(RpcServerTest, PortInUseNamesTheAddressAndTheWayOut) {
   const auto first = Start({});
   ServerOptions options;
@@ -259,6 +289,18 @@ TEST_F(RpcServerTest, PublicAddressWithoutTlsIsRefusedUnlessInsecure) {
   const auto accepted = RpcServer::Start(options, Services());
   ASSERT_TRUE(accepted.ok()) << accepted.status();
   EXPECT_GT((*accepted)->port(), 0);
+}
+
+TEST(CheckPlainAddressTest, PublicAddressesAreRefusedUnlessInsecure) {
+  for (const char* address : {"0.0.0.0:9464", "[::]:9464", "127.evil.example:9464"}) {
+    const absl::Status refused = CheckPlainAddress(address, /*insecure=*/false);
+    EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition) << address;
+    EXPECT_EQ(ReasonOf(refused), "INSECURE_ADDRESS") << address;
+    EXPECT_THAT(std::string(refused.message()), HasSubstr("--insecure"));
+    EXPECT_TRUE(CheckPlainAddress(address, /*insecure=*/true).ok()) << address;
+  }
+  EXPECT_TRUE(CheckPlainAddress("127.0.0.1:9464", /*insecure=*/false).ok());
+  EXPECT_EQ(ReasonOf(CheckPlainAddress("9464", /*insecure=*/true)), "BAD_ADDRESS");
 }
 
 TEST_F(RpcServerTest, ListensOnUnixSocket) {
@@ -299,6 +341,9 @@ TEST_F(RpcServerTest, TokenToAnotherMachineNeedsTls) {
   ChannelOptions options;
   options.target = "192.0.2.1:5000";
   options.token_file = WriteSecret("mine", "s3cret\n");
+  EXPECT_EQ(ReasonOf(MakeChannel(options).status()), "BAD_CHANNEL_OPTIONS");
+  // A name that looks like loopback may be anybody's.
+  options.target = "127.evil.example:5000";
   EXPECT_EQ(ReasonOf(MakeChannel(options).status()), "BAD_CHANNEL_OPTIONS");
 }
 

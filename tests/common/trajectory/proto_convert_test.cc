@@ -36,7 +36,6 @@ GroupAssignment SomeAssignment() {
   assignment.sampling = SomeSampling();
   assignment.seed = std::numeric_limits<uint64_t>::max();
   assignment.version = 9;
-  assignment.deadline = absl::FromUnixNanos(1234567890123456789);
   return assignment;
 }
 
@@ -82,7 +81,6 @@ TEST(ProtoConvertTest, AssignmentSurvivesTheWire) {
   EXPECT_EQ(got.samples, want.samples);
   EXPECT_EQ(got.seed, want.seed);
   EXPECT_EQ(got.version, want.version);
-  EXPECT_EQ(got.deadline, want.deadline);
   EXPECT_EQ(got.sampling.temperature, want.sampling.temperature);
   EXPECT_EQ(got.sampling.top_k, want.sampling.top_k);
   EXPECT_EQ(got.sampling.top_p, want.sampling.top_p);
@@ -90,15 +88,6 @@ TEST(ProtoConvertTest, AssignmentSurvivesTheWire) {
   EXPECT_EQ(got.sampling.max_new_tokens, want.sampling.max_new_tokens);
   EXPECT_EQ(got.sampling.stop_token_ids, want.sampling.stop_token_ids);
   EXPECT_EQ(got.sampling.stop_strings, want.sampling.stop_strings);
-}
-
-TEST(ProtoConvertTest, NoDeadlineStaysNoDeadline) {
-  GroupAssignment assignment = SomeAssignment();
-  assignment.deadline = absl::InfiniteFuture();
-  v1::Assign proto;
-  ToProto(assignment, &proto);
-  EXPECT_FALSE(proto.has_deadline());
-  EXPECT_EQ(FromProto(proto)->deadline, absl::InfiniteFuture());
 }
 
 TEST(ProtoConvertTest, SampleSurvivesTheWireToTheLastBit) {

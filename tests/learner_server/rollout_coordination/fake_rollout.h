@@ -193,9 +193,13 @@ class FakeRollout {
     message.mutable_credit()->set_total_groups(finished_ + options_.groups);
     Put(std::move(message));
   }
-  void SendHeartbeat() {
+  // With `progress`, in seconds of its own clock, unless that is 0.
+  void SendHeartbeat(int64_t progress = 0) {
     v1::RolloutMessage message;
     message.mutable_heartbeat();
+    if (progress > 0) {
+      message.mutable_heartbeat()->mutable_last_progress()->set_seconds(progress);
+    }
     Put(std::move(message));
   }
 

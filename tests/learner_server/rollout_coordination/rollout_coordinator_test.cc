@@ -55,8 +55,7 @@ TEST_F(RolloutCoordinatorTest, LeadsARolloutFromHelloToItsFirstGroup) {
   Settle();
   ExpectAllOnce(1);
   EXPECT_EQ(rollout.acknowledged, 1u);
-  EXPECT_EQ(coordinator->Status().groups_outstanding, 0);
-  EXPECT_EQ(coordinator->Status().training_samples_by_rollout.at("a"), 2);
+  EXPECT_EQ(sink.by_rollout.at("a"), 2);
 }
 
 TEST_F(RolloutCoordinatorTest, ALateJoinerGetsJobAndWeightsAtOnce) {
@@ -76,6 +75,10 @@ TEST_F(RolloutCoordinatorTest, RefusesAnotherFingerprintInBitwiseOnly) {
   stranger.Attach();
   EXPECT_EQ(CloseReason(stranger), "NUMERICS_FINGERPRINT_MISMATCH");
   EXPECT_THAT(std::string(stranger.outbox->closed->message()), HasSubstr("'s'"));
+  clock.Advance(absl::Seconds(3));
+  EXPECT_THAT(coordinator->Status().waiting_for,
+              HasSubstr("no rollout server is attached; rollout 's' was sent away 3s ago: "
+                        "NUMERICS_FINGERPRINT_MISMATCH: the job runs in profile bitwise"));
   coordinator->EndJob();
   coordinator->BeginJob(TinyJob(Profile::kFast), &sink);
   stranger.Attach();
@@ -412,16 +415,35 @@ TEST_F(RolloutCoordinatorTest, EndJobStopsEverythingAndTheNextJobStartsClean) {
   ExpectAllOnce(1);
 }
 
-TEST_F(RolloutCoordinatorTest, AbandonTakesGroupsBack) {
+TEST_F(RolloutCoordinatorTest, WhatComesForACompleteGroupIsLate) {
   FakeRollout& rollout = Busy();
-  Assign(2, 2, 0);
-  coordinator->Abandon({Train(0), Train(2), Train(99)});
-  rollout.Obey();
-  EXPECT_EQ(rollout.groups.size(), 1u);
+  rollout.Finish(Train(0));
   rollout.SendSamples({{Train(0), FakeRollout::GoodSample(TinyGroup(Train(0), 0), 0)}});
   EXPECT_EQ(Dropped("late"), 1);
   rollout.FinishAll();
-  ExpectAllOnce(1);
+  ExpectAllOnce(2);
+}
+
+TEST_F(RolloutCoordinatorTest, OnlySoManyStreamsMayKeepItWaitingForHello) {
+  CoordinatorOptions options;
+  options.max_ungreeted = 2;
+  NewCoordinator(options);
+  Add("a");
+  FakeOutbox silent[3];
+  const auto attach = [&](FakeOutbox& outbox) {
+    return coordinator->Attach(std::shared_ptr<FakeOutbox>(&outbox, [](FakeOutbox*) {}));
+  };
+  attach(silent[0]);
+  const SessionId second = attach(silent[1]);
+  EXPECT_FALSE(silent[1].closed);
+  const SessionId third = attach(silent[2]);
+  ASSERT_TRUE(silent[2].closed);
+  EXPECT_EQ(silent[2].closed->code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(ReasonOf(*silent[2].closed), "TOO_MANY_STREAMS");
+  coordinator->OnMessage(third, v1::RolloutMessage());
+  coordinator->OnClosed(third);
+  coordinator->OnClosed(second);
+  EXPECT_EQ(CloseReason(Add("b")), "open") << "there is room again";
 }
 
 TEST_F(RolloutCoordinatorTest, DrainTellsEverybodyAndRefusesNewcomers) {

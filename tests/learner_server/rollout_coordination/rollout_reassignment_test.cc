@@ -132,6 +132,52 @@ TEST_F(RolloutReassignmentTest, ASilentRolloutLosesItsGroupsAndMayReturn) {
   ExpectAllOnce(8);
 }
 
+TEST_F(RolloutReassignmentTest, AStuckEngineLosesItsGroupsThoughItsServerIsHeard) {
+  CoordinatorOptions options;
+  options.stuck_after = absl::Seconds(20);
+  NewCoordinator(options);
+  TwoServing(Profile::kFast);
+  int64_t a_progress = 7;  // by its own clock
+  int64_t b_progress = 1;
+  const auto pass = [&](int seconds, bool a_moves) {
+    for (int i = 0; i < seconds; ++i) {
+      clock.Advance(absl::Seconds(1));
+      a().SendHeartbeat(a_moves ? ++a_progress : a_progress);
+      b().SendHeartbeat(++b_progress);
+      coordinator->Tick();
+    }
+  };
+  pass(100, /*a_moves=*/false);
+  EXPECT_EQ(coordinator->Status().rollouts_serving, 2) << "an idle engine has no need to move";
+  Assign(0, 3, 0);
+  Settle();
+  ASSERT_EQ(a().groups.size(), 2u);
+  // A switch on its way must not be what brings it back.
+  Publish(1);
+  Assign(4, 5, 1);
+  pass(19, /*a_moves=*/false);
+  EXPECT_EQ(coordinator->Status().groups_reassigned, 0);
+  pass(1, /*a_moves=*/false);
+  EXPECT_EQ(coordinator->Status().rollouts_serving, 1);
+  EXPECT_EQ(coordinator->Status().groups_reassigned, 2);
+  EXPECT_EQ(registry.Gauges(metric::kRolloutsConnected)["suspect"].Value(), 1);
+  EXPECT_THAT(coordinator->Status().waiting_for,
+              HasSubstr("rollout 'a' is SUSPECT version 0, without progress for 20s"));
+  Settle();
+  EXPECT_TRUE(a().groups.empty()) << "it was told to forget them";
+  EXPECT_EQ(b().groups.size(), 4u);
+  pass(30, /*a_moves=*/false);
+  EXPECT_EQ(coordinator->Status().rollouts_serving, 1) << "it answered, and stands still";
+  pass(1, /*a_moves=*/true);
+  EXPECT_EQ(coordinator->Status().rollouts_serving, 2);
+  for (int i = 0; i < 3; ++i) {
+    Settle();
+    a().FinishAll();
+    b().FinishAll();
+  }
+  ExpectAllOnce(6);
+}
+
 TEST_F(RolloutReassignmentTest, SilenceBeyondTheTimeoutIsDeath) {
   TwoServing();
   for (int i = 0; i < 30; ++i) {
@@ -160,10 +206,25 @@ TEST_F(RolloutReassignmentTest, ASuspectThatWasSwitchingGoesOnWhereItWas) {
       clock.Advance(absl::Seconds(1));
       coordinator->Tick();
     }
-    a().SendHeartbeat();
     EXPECT_EQ(coordinator->Status().rollouts_serving, 0);
+    a().SendHeartbeat();
+    EXPECT_EQ(coordinator->Status().rollouts_serving, 1);
     a().Obey(commit);
   }
+  EXPECT_EQ(coordinator->Status().rollouts_serving, 1);
+}
+
+TEST_F(RolloutReassignmentTest, ASwitchOfVersionsIsNoLossOfARollout) {
+  Add("a");
+  BeginJob();
+  Publish(0);
+  Settle();
+  Publish(1);
+  while (const v1::LearnerMessage* message = a().Next()) {
+    EXPECT_EQ(coordinator->Status().rollouts_serving, 1);
+    a().Obey(v1::LearnerMessage(*message));
+  }
+  EXPECT_EQ(a().version, 1u);
   EXPECT_EQ(coordinator->Status().rollouts_serving, 1);
 }
 
@@ -188,8 +249,11 @@ TEST_F(RolloutReassignmentTest, WaitingDoesNotCountAgainstTheDeadline) {
   coordinator->Tick();
   Add("a");
   Settle();
-  EXPECT_EQ(a().groups.at(Train(0)).deadline, clock.Now() + absl::Seconds(60));
+  Pass(absl::Seconds(59));
+  EXPECT_EQ(a().groups.size(), 1u);
   EXPECT_EQ(coordinator->Status().groups_reassigned, 0);
+  Pass(absl::Seconds(1));
+  EXPECT_EQ(coordinator->Status().groups_reassigned, 1);
 }
 
 TEST_F(RolloutReassignmentTest, AGroupIsGivenUpAfterItsReassignments) {
@@ -204,7 +268,35 @@ TEST_F(RolloutReassignmentTest, AGroupIsGivenUpAfterItsReassignments) {
   EXPECT_EQ(ReasonOf(sink.lost.at(Train(0))), "GROUP_LOST");
   EXPECT_THAT(std::string(sink.lost.at(Train(0)).message()), HasSubstr("given out 6 times"));
   EXPECT_EQ(coordinator->Status().groups_reassigned, 5);
-  EXPECT_EQ(coordinator->Status().groups_outstanding, 0);
+}
+
+TEST_F(RolloutReassignmentTest, AGroupThatIsGivenUpSaysWhatTheLastRolloutReported) {
+  CoordinatorOptions options;
+  options.max_reassignments = 0;
+  NewCoordinator(options);
+  TwoServing();
+  Assign(0, 1, 0);
+  Settle();
+  v1::RolloutMessage failure;
+  failure.mutable_failure()->set_job_epoch(1);
+  failure.mutable_failure()->set_reason("NON_FINITE_LOGITS");
+  failure.mutable_failure()->set_message("layer 3");
+  a().Put(failure);
+  for (FakeRollout* rollout : {&a(), &b()}) {
+    const auto [key, assignment] = *rollout->groups.begin();
+    std::vector<KeyedSample> samples;
+    for (uint32_t i = 0; i < assignment.samples; ++i) {
+      samples.push_back({key, FakeRollout::GoodSample(assignment, i)});
+      if (rollout == &a()) samples.back().sample.finish_reason = FinishReason::kCancelled;
+    }
+    if (rollout == &b()) samples[0].sample.tokens[0] = 8;
+    rollout->SendSamples(samples);
+  }
+  EXPECT_THAT(std::string(sink.lost.at(a().groups.begin()->first).message()),
+              HasSubstr("last by 'a': it handed the group back, and reported NON_FINITE_LOGITS: "
+                        "layer 3"));
+  EXPECT_THAT(std::string(sink.lost.at(b().groups.begin()->first).message()),
+              HasSubstr("last by 'b': a sample was refused, token_out_of_range: token id 8"));
 }
 
 // ---- copies

@@ -193,6 +193,21 @@ TEST_F(RolloutServiceTest, ARefusalReachesTheRolloutWithItsReason) {
   EXPECT_EQ(ReasonOf(status), "NUMERICS_FINGERPRINT_MISMATCH");
 }
 
+TEST_F(RolloutServiceTest, AStreamMayBeRefusedBeforeItsHello) {
+  CoordinatorOptions options = Options();
+  options.max_ungreeted = 0;
+  RolloutCoordinator full(options, &Clock::Real(), &metrics);
+  RolloutCoordinationService service(&full);
+  const auto other = *RpcServer::Start({}, {{&service, "halfstep.v1.RolloutCoordinationService"}});
+  ChannelOptions dial;
+  dial.target = other->address();
+  WireRollout rollout(*MakeChannel(dial), {"r"}, false);
+  const absl::Status status = rollout.Wait();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(ReasonOf(status), "TOO_MANY_STREAMS");
+  other->Stop(absl::Seconds(5));
+}
+
 TEST_F(RolloutServiceTest, DrainEndsEveryStream) {
   Begin();
   WireRollout a(channel, {"a"}, false);
