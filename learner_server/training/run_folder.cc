@@ -7,11 +7,14 @@
 
 #include <cerrno>
 #include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <system_error>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "common/base/error_reason.h"
 #include "common/base/file.h"
 #include "common/base/status_macros.h"
@@ -27,6 +30,7 @@ constexpr size_t kMaxMetricsBytes = size_t{4} << 30;
 std::string OwnerPath(const std::string& path) { return path + "/job_id"; }
 std::string LockPath(const std::string& path) { return path + "/lock"; }
 std::string MetricsPath(const std::string& path) { return path + "/metrics.jsonl"; }
+std::string SamplesPath(const std::string& path) { return path + "/samples.jsonl"; }
 
 absl::StatusOr<int> Lock(const std::string& path) {
   const std::string lock = LockPath(path);
@@ -49,6 +53,16 @@ std::optional<int64_t> StepOf(const std::string& line) {
     return std::nullopt;
   }
   return json["step"].get<int64_t>();
+}
+
+// The step that a line of samples.jsonl begins with.
+std::optional<int64_t> LeadingStep(std::string_view line) {
+  int64_t step = 0;
+  if (!absl::ConsumePrefix(&line, "{\"step\":") ||
+      !absl::SimpleAtoi(line.substr(0, line.find(',')), &step)) {
+    return std::nullopt;
+  }
+  return step;
 }
 
 }  // namespace
@@ -114,6 +128,30 @@ absl::Status RunFolder::CutMetricsAfter(int64_t step) const {
   }
   if (kept == *contents) return absl::OkStatus();
   return WriteFileAtomic(MetricsPath(path_), kept);
+}
+
+absl::Status RunFolder::AppendSamples(const std::vector<std::string>& lines) const {
+  return AppendLines(SamplesPath(path_), lines);
+}
+
+// Steps ascend, so the file is cut where the first line too many begins, and may be of any size.
+absl::Status RunFolder::CutSamplesAfter(int64_t step) const {
+  const std::string path = SamplesPath(path_);
+  std::error_code error;
+  const uintmax_t size = fs::file_size(path, error);
+  if (error == std::errc::no_such_file_or_directory) return absl::OkStatus();
+  if (error) return FileError(error.value(), "inspect", path);
+  std::ifstream file(path, std::ios::binary);
+  uintmax_t kept = 0;
+  for (std::string line; std::getline(file, line) && !file.eof(); kept += line.size() + 1) {
+    const std::optional<int64_t> line_step = LeadingStep(line);
+    if (!line_step || *line_step > step) break;
+  }
+  if (file.bad()) return FileError(EIO, "read", path);
+  if (kept == size) return absl::OkStatus();
+  fs::resize_file(path, kept, error);
+  if (error) return FileError(error.value(), "cut", path);
+  return SyncPath(path);
 }
 
 }  // namespace halfstep

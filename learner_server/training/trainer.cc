@@ -79,6 +79,7 @@ absl::Status Trainer::RunStep(StepRecord* record) {
   record->score_time = batch.score_time;
   HALFSTEP_RETURN_IF_ERROR(RunUpdates(batch, record));
   AddToProgress(batch, *record);
+  AppendSamples(record->step, batch.samples);
 
   const absl::Time trained = absl::Now();
   if (record->updates_applied() > 0) ++progress.policy_version;
@@ -209,6 +210,19 @@ void Trainer::AppendMetrics(const std::string& line) {
   metrics_failed_ = true;
   EmitNotice("METRICS_FAILED",
              absl::StrCat("lines of metrics.jsonl are missing: ", status.message()));
+}
+
+void Trainer::AppendSamples(int64_t step, const std::vector<SampleRecord>& samples) {
+  std::vector<std::string> lines;
+  lines.reserve(samples.size());
+  for (const SampleRecord& sample : samples) {
+    lines.push_back(SampleLine(step, sample, *parts_.tokenizer));
+  }
+  const absl::Status status = parts_.folder->AppendSamples(lines);
+  if (status.ok() || samples_failed_) return;
+  samples_failed_ = true;
+  EmitNotice("SAMPLES_FAILED",
+             absl::StrCat("lines of samples.jsonl are missing: ", status.message()));
 }
 
 void Trainer::Report(const StepRecord& record) {

@@ -21,6 +21,8 @@
 
 namespace halfstep {
 
+class Tokenizer;
+
 // What a run is made of. Everything outlives the trainer; state and progress are those of the
 // newest checkpoint or of a new run.
 struct TrainerParts {
@@ -32,6 +34,7 @@ struct TrainerParts {
   RolloutClient* client = nullptr;              // null for supervised jobs
   const PromptDataset* eval_prompts = nullptr;  // null: nothing is evaluated
   int64_t max_positions = 0;
+  const Tokenizer* tokenizer = nullptr;  // used where the job saves its samples
   const RunFolder* folder = nullptr;
   const CheckpointStore* checkpoints = nullptr;
   // Published sets other than the current one that batches in flight name, oldest first.
@@ -64,6 +67,7 @@ class Trainer {
   void AddToProgress(const TrainBatch& batch, const StepRecord& record);
   void Report(const StepRecord& record);
   void AppendMetrics(const std::string& line);
+  void AppendSamples(int64_t step, const std::vector<SampleRecord>& samples);
   void EmitNotice(const std::string& reason, const std::string& message);
   // Goes on without one when it cannot be written, and says so.
   void Checkpoint();
@@ -77,6 +81,7 @@ class Trainer {
   int64_t checkpoint_step_ = -1;
   std::string checkpoint_;
   bool metrics_failed_ = false;  // said once
+  bool samples_failed_ = false;  // likewise
   BufferCounters exported_counters_;
   int64_t groups_reassigned_before_ = 0;  // by earlier attempts of this run
 };

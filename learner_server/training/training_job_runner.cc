@@ -44,6 +44,7 @@ class JobRun {
  private:
   absl::Status InitializeState();
   absl::Status LoadInitialWeights();
+  absl::Status CutLogsAfter(int64_t step) const;
 
   const TrainingJobRunnerOptions& options_;
   RunControl* const control_;
@@ -88,7 +89,7 @@ absl::Status JobRun::InitializeState() {
   const absl::StatusOr<CheckpointStore::Checkpoint> newest = checkpoints_->FindNewest();
   if (absl::IsNotFound(newest.status())) {
     HALFSTEP_RETURN_IF_ERROR(LoadInitialWeights());
-    return folder_->CutMetricsAfter(-1);
+    return CutLogsAfter(-1);
   }
   HALFSTEP_RETURN_IF_ERROR(newest.status());
   for (const CheckpointStore::Rejected& rejected : newest->rejected) {
@@ -103,7 +104,12 @@ absl::Status JobRun::InitializeState() {
   HALFSTEP_ASSIGN_OR_RETURN(older_weights_,
                             ReadOlderWeights(newest->path, *state_, settings_.rollout_dtype));
   LogInfo("continuing from a checkpoint", {{"path", newest->path}, {"step", progress_.step}});
-  return folder_->CutMetricsAfter(progress_.step);
+  return CutLogsAfter(progress_.step);
+}
+
+absl::Status JobRun::CutLogsAfter(int64_t step) const {
+  HALFSTEP_RETURN_IF_ERROR(folder_->CutMetricsAfter(step));
+  return folder_->CutSamplesAfter(step);
 }
 
 absl::Status JobRun::LoadInitialWeights() {
@@ -124,6 +130,7 @@ absl::StatusOr<RunResult> JobRun::Train(uint64_t epoch, RolloutPool* pool,
   parts.state = state_.get();
   parts.progress = &progress_;
   parts.max_positions = inputs_.model.config.max_positions;
+  parts.tokenizer = inputs_.tokenizer.get();
   parts.folder = &*folder_;
   parts.checkpoints = &*checkpoints_;
   parts.older_weights = std::move(older_weights_);

@@ -58,5 +58,27 @@ TEST(RunFolderTest, CutsMetricsBackToTheCheckpoint) {
   EXPECT_EQ(ReadText(path), "{\"step\":0}\n{\"step\":1}\n{\"step\":2}\n");
 }
 
+TEST(RunFolderTest, CutsSamplesBackToTheCheckpoint) {
+  TempDir dir;
+  const auto folder = RunFolder::Open(dir / "run", "job");
+  ASSERT_TRUE(folder.ok());
+  EXPECT_TRUE(folder->CutSamplesAfter(0).ok());  // nothing to cut
+  for (int step = 1; step < 4; ++step) {
+    const std::string line = absl::StrCat("{\"step\":", step, ",\"group\":7}");
+    ASSERT_TRUE(folder->AppendSamples({line, line}).ok());
+  }
+  const std::string path = dir / "run/samples.jsonl";
+  const std::string whole = ReadText(path);
+  ASSERT_TRUE(folder->CutSamplesAfter(3).ok());
+  EXPECT_EQ(ReadText(path), whole);
+  WriteText(path, whole + "{\"step\":3,\"gro");  // torn by a power cut
+  ASSERT_TRUE(folder->CutSamplesAfter(3).ok());
+  EXPECT_EQ(ReadText(path), whole);
+  ASSERT_TRUE(folder->CutSamplesAfter(1).ok());
+  EXPECT_EQ(ReadText(path), whole.substr(0, whole.size() / 3));
+  ASSERT_TRUE(folder->CutSamplesAfter(-1).ok());
+  EXPECT_EQ(ReadText(path), "");
+}
+
 }  // namespace
 }  // namespace halfstep

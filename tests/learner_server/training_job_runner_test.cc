@@ -5,6 +5,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "common/base/error_reason.h"
 #include "tests/learner_server/tiny_job.h"
 
@@ -51,8 +53,9 @@ class TrainingJobRunnerTest : public testing::Test {
       first.control().RequestAfter(stop_at, request);
       const auto result = first.Run(spec.output_dir(), spec);
       EXPECT_TRUE(result.ok()) << result.status();
-      EXPECT_EQ(result->outcome,
-                request == RunRequest::kPause ? RunOutcome::kPaused : RunOutcome::kStopped);
+      EXPECT_EQ(result->outcome, request == RunRequest::kPause    ? RunOutcome::kPaused
+                                 : request == RunRequest::kCancel ? RunOutcome::kCancelled
+                                                                  : RunOutcome::kStopped);
     }
     TinyLearner second(root(), &pool);
     const auto result = second.Run(spec.output_dir(), spec);
@@ -154,6 +157,45 @@ TEST_F(TrainingJobRunnerTest, ResumedRunIsTheSameBits) {
   EXPECT_EQ(parts.state_digest(), whole.state_digest());
   EXPECT_EQ(parts.tokens_trained(), whole.tokens_trained());
   EXPECT_EQ(ReadLines(root() + "/parts/metrics.jsonl").size(), 8u);
+}
+
+TEST_F(TrainingJobRunnerTest, SavedSamplesTellWhereEveryResponseCameFrom) {
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("saved", 4);
+  spec.set_save_samples(true);
+  RunWhole(spec);
+  const auto lines = ReadLines(root() + "/saved/samples.jsonl");
+  const auto rows = ReadLines(root() + "/train.jsonl");
+  ASSERT_EQ(lines.size(), 4u * 8 * 4);
+  for (size_t i = 0; i < lines.size(); ++i) {
+    const nlohmann::json& line = lines[i];
+    EXPECT_EQ(line["step"], 1 + i / 32);
+    EXPECT_EQ(line["group"], i / 4);
+    EXPECT_EQ(line["index"], i % 4);
+    EXPECT_EQ(line["rollout"], "local");
+    EXPECT_EQ(line["versions"].dump(),
+              absl::StrCat("[{\"version\":", i / 32, ",\"tokens\":", line["tokens"].size(), "}]"));
+    EXPECT_EQ(line["outcome"], "score");
+    const std::string end = line["finish_reason"] == "stop" ? "<|endoftext|>" : "";
+    EXPECT_EQ(line["text"] == "a" + end, line["reward"] == 1) << line;
+    // Rows of an epoch are all different, samples of a group are of one row.
+    EXPECT_EQ(line["row"], lines[i / 4 * 4]["row"]);
+    ASSERT_LE(line["row"], rows.size());
+  }
+  std::set<int64_t> seen;
+  for (const nlohmann::json& line : lines) seen.insert(line["row"].get<int64_t>());
+  EXPECT_EQ(seen.size(), 32u);
+  // Advantages of a group add up to nothing.
+  for (size_t i = 0; i < lines.size(); i += 4) {
+    double sum = 0;
+    for (size_t k = i; k < i + 4; ++k) sum += lines[k]["advantage"].get<double>();
+    EXPECT_NEAR(sum, 0, 1e-12);
+  }
+  spec.set_output_dir("saved_parts");
+  spec.mutable_checkpoint()->set_every_steps(2);
+  RunInTwoParts(spec, 3, RunRequest::kCancel);  // one step is run again
+  EXPECT_EQ(ReadText(root() + "/saved_parts/samples.jsonl"),
+            ReadText(root() + "/saved/samples.jsonl"));
+  EXPECT_FALSE(std::filesystem::exists(root() + "/sft/samples.jsonl"));
 }
 
 TEST_F(TrainingJobRunnerTest, CrashLosesOnlyStepsSinceTheCheckpoint) {
