@@ -82,7 +82,9 @@ absl::Status JobRun::Prepare(const std::string& job_id, const v1::TrainingJobSpe
   state_ = std::make_unique<TrainState>(inputs_.model.config, inputs_.model.layout,
                                         settings_.learner_dtype, inputs_.max_sequence_tokens,
                                         settings_.loss_scale);
-  return InitializeState();
+  const absl::Status initialized = InitializeState();
+  if (!initialized.ok()) state_.reset();  // it is nobody's
+  return initialized;
 }
 
 absl::Status JobRun::InitializeState() {
@@ -201,6 +203,11 @@ absl::StatusOr<RunResult> TrainingJobRunner::Run(const std::string& job_id, uint
     }
   }();
   run.Summarize(summary);
+  if (ReasonOf(result.status()) == "NO_SOUND_CHECKPOINT") {
+    // What was trained may still be saved by a person.
+    return RunResult{RunOutcome::kPaused, ReasonOf(result.status()),
+                     std::string(result.status().message())};
+  }
   return result;
 }
 

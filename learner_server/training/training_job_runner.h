@@ -25,7 +25,8 @@ struct TrainingJobRunnerOptions {
   RolloutClientOptions rollouts;
 };
 
-// One job at a time.
+// One job at a time. A job whose checkpoints all fail to verify pauses with reason
+// NO_SOUND_CHECKPOINT, and nothing in its folder changes.
 class TrainingJobRunner final : public JobRunner {
  public:
   // `pool` and `metrics` must outlive it.
