@@ -111,6 +111,7 @@ void LearnerServer::Impl::MakeParts() {
   runner_options.recompute = options.recompute_activations ? Recompute::kLayer : Recompute::kNone;
   runner_options.rollouts.no_rollout_timeout = options.no_rollout_timeout;
   runner_options.rollouts.group_timeout = options.group_timeout;
+  runner_options.rollouts.batch_timeout = options.batch_timeout;
   runner =
       std::make_unique<TrainingJobRunner>(std::move(runner_options), coordinator.get(), &metrics);
 

@@ -23,6 +23,8 @@ struct LearnerServerOptions {
   absl::Duration no_rollout_timeout = absl::Minutes(10);
   // What one rollout may take for a group before another gets it.
   absl::Duration group_timeout = absl::Minutes(10);
+  // What all groups of a batch, or of an evaluation, may take together until a job pauses.
+  absl::Duration batch_timeout = absl::Hours(2);
   // Written once both ports are known: {"grpc": "host:port", "http": "host:port"}. Empty: no file.
   std::string port_file;
 };

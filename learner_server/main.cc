@@ -30,6 +30,7 @@ int main(int argc, char** argv) {
   std::string recompute = "none";
   double no_rollout_seconds = absl::ToDoubleSeconds(options.no_rollout_timeout);
   double group_seconds = absl::ToDoubleSeconds(options.group_timeout);
+  double batch_seconds = absl::ToDoubleSeconds(options.batch_timeout);
   double drain_seconds = 60;
 
   CLI::App app("Runs Halfstep training jobs.");
@@ -55,6 +56,10 @@ int main(int argc, char** argv) {
                  "Seconds that one rollout may take for a group before another gets it")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  app.add_option("--batch-timeout", batch_seconds,
+                 "Seconds that the groups of a batch or evaluation may take before a job pauses")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   app.add_option("--port-file", options.port_file,
                  "Write the addresses that were chosen to this file, as JSON");
   app.add_option("--drain-seconds", drain_seconds,
@@ -71,6 +76,7 @@ int main(int argc, char** argv) {
   options.recompute_activations = recompute == "layer";
   options.no_rollout_timeout = absl::Seconds(no_rollout_seconds);
   options.group_timeout = absl::Seconds(group_seconds);
+  options.batch_timeout = absl::Seconds(batch_seconds);
   auto server = halfstep::LearnerServer::Start(std::move(options));
   if (!server.ok()) return Fail(server.status());
   signal.WaitUntil(absl::InfiniteFuture());

@@ -14,6 +14,16 @@
 #include "learner_server/training/rollout_source.h"
 
 namespace halfstep {
+namespace {
+
+// Failures of what is around the run: it is sound, and can go on once somebody has helped.
+bool MayGoOnLater(const absl::Status& status) {
+  const std::string reason = ReasonOf(status);
+  return reason == "NO_ROLLOUT" || reason == "GROUP_LOST" || reason == "BATCH_TIMEOUT" ||
+         reason == "DISK_FULL";
+}
+
+}  // namespace
 
 Trainer::Trainer(TrainerParts parts)
     : parts_(std::move(parts)),
@@ -27,7 +37,7 @@ absl::StatusOr<RunResult> Trainer::Run() {
   if (status.ok()) return result;
   const RunRequest request = parts_.control->request();
   if (absl::IsCancelled(status) && request != RunRequest::kNone) return EndEarly(request);
-  if (ReasonOf(status) == "NO_ROLLOUT") {
+  if (MayGoOnLater(status)) {
     result = EndEarly(RunRequest::kPause);
     result.reason = ReasonOf(status);
     result.message = std::string(status.message());
@@ -285,6 +295,15 @@ absl::Status Trainer::Finish() {
     HALFSTEP_RETURN_IF_ERROR(EvaluateNow(&last));
   }
   Checkpoint();
+  const absl::Status written = WriteModel();
+  if (ReasonOf(written) != "DISK_FULL") return written;
+  return WithReason(absl::Status(written.code(),
+                                 absl::StrCat("the trained model is not written: ",
+                                              written.message(), "; make room and resume the job")),
+                    {ReasonOf(written), {}});
+}
+
+absl::Status Trainer::WriteModel() {
   HALFSTEP_ASSIGN_OR_RETURN(
       AtomicDirectoryWriter writer,
       AtomicDirectoryWriter::Create(parts_.folder->path(), "model", "trainer"));

@@ -49,8 +49,9 @@ class Trainer {
  public:
   explicit Trainer(TrainerParts parts);
 
-  // Runs the remaining steps, or until asked to stop. Failures: those of the scaler, of the
-  // forward, of the weights and of waiting; the last checkpoint stays.
+  // Runs the remaining steps, or until asked to stop. Pauses, after a checkpoint where there is
+  // room, for reasons that lie outside the run: NO_ROLLOUT, GROUP_LOST, BATCH_TIMEOUT, DISK_FULL.
+  // Failures: those of the scaler, of the forward and of the weights; the last checkpoint stays.
   absl::StatusOr<RunResult> Run();
 
   // The newest checkpoint of the run; empty before the first.
@@ -72,6 +73,7 @@ class Trainer {
   // Goes on without one when it cannot be written, and says so.
   void Checkpoint();
   absl::Status Finish();
+  absl::Status WriteModel();
   // What a pause, a cancellation or a stop of the learner leads to.
   RunResult EndEarly(RunRequest request);
 

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs that are cut short by what is around them, and how they go on.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/mount.h>
+
+#include <filesystem>
+#include <functional>
+
+#include "tests/learner_server/tiny_job.h"
+
+namespace halfstep {
+namespace {
+
+using ::testing::Contains;
+using ::testing::HasSubstr;
+
+// A real engine behind rollouts that fail when a test says so.
+class FaultyPool final : public RolloutPool {
+ public:
+  enum class Fault { kNone, kLost, kSilent };
+
+  // What becomes of the groups that `applies` to.
+  void Fail(Fault fault, std::function<bool(const GroupKey&)> applies) {
+    fault_ = fault;
+    applies_ = std::move(applies);
+  }
+
+  void BeginJob(const RolloutJob& job, SampleSink* sink) override {
+    sink_ = sink;
+    pool_.BeginJob(job, sink);
+  }
+  void EndJob() override { pool_.EndJob(); }
+  void Publish(std::shared_ptr<const WeightSet> weights) override {
+    pool_.Publish(std::move(weights));
+  }
+  void ReleaseWeightsBelow(uint64_t version) override { pool_.ReleaseWeightsBelow(version); }
+  void Assign(std::vector<GroupAssignment> groups) override {
+    std::vector<GroupAssignment> good;
+    for (GroupAssignment& group : groups) {
+      if (fault_ == Fault::kNone || !applies_(group.key)) {
+        good.push_back(std::move(group));
+      } else if (fault_ == Fault::kLost) {
+        sink_->OnGroupLost(group, absl::AbortedError("six rollouts died of it"));
+      }
+    }
+    pool_.Assign(std::move(good));
+  }
+  void Abandon(const std::vector<GroupKey>& groups) override { pool_.Abandon(groups); }
+  RolloutPoolStatus Status() const override { return pool_.Status(); }
+
+ private:
+  LocalRolloutPool pool_;
+  SampleSink* sink_ = nullptr;
+  Fault fault_ = Fault::kNone;
+  std::function<bool(const GroupKey&)> applies_;
+};
+
+class RunRecoveryTest : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    workplace_ = new TinyWorkplace();
+    TinyLearner learner(root(), nullptr);
+    const auto result = learner.Run("sft", TinyWorkplace::SupervisedSpec(60));
+    ASSERT_TRUE(result.ok()) << result.status();
+  }
+  static void TearDownTestSuite() { delete workplace_; }
+
+  static const std::string& root() { return workplace_->root().path(); }
+
+  // Runs to the end, or on to it, with nothing in the way.
+  static v1::RunSummary RunWhole(const v1::TrainingJobSpec& spec) {
+    LocalRolloutPool pool;
+    TinyLearner learner(root(), &pool);
+    const auto result = learner.Run(spec.output_dir(), spec);
+    EXPECT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(result->outcome, RunOutcome::kSucceeded);
+    return learner.summary();
+  }
+
+  static TinyWorkplace* workplace_;
+};
+
+TinyWorkplace* RunRecoveryTest::workplace_ = nullptr;
+
+TEST_F(RunRecoveryTest, FailuresOfRolloutsPauseTheRunWithACheckpoint) {
+  const v1::RunSummary whole = RunWhole(TinyWorkplace::RlSpec("whole", 4));
+  const std::map<std::string, FaultyPool::Fault> faults{
+      {"GROUP_LOST", FaultyPool::Fault::kLost}, {"BATCH_TIMEOUT", FaultyPool::Fault::kSilent}};
+  for (const auto& [reason, fault] : faults) {
+    const v1::TrainingJobSpec spec = TinyWorkplace::RlSpec(reason, 4);
+    {
+      FaultyPool pool;
+      // The first group of step 3.
+      pool.Fail(fault, [](const GroupKey& key) { return key.ordinal == 16; });
+      RolloutClientOptions options;
+      if (fault == FaultyPool::Fault::kSilent) options.batch_timeout = absl::Milliseconds(400);
+      TinyLearner learner(root(), &pool, options);
+      const auto result = learner.Run(reason, spec);
+      ASSERT_TRUE(result.ok()) << result.status();
+      EXPECT_EQ(result->outcome, RunOutcome::kPaused);
+      EXPECT_EQ(result->reason, reason);
+      EXPECT_THAT(result->message, HasSubstr("resume the job"));
+      EXPECT_THAT(learner.summary().checkpoint(), HasSubstr("/checkpoints/step_2"));
+    }
+    EXPECT_EQ(RunWhole(spec).state_digest(), whole.state_digest());
+    EXPECT_EQ(ReadLines(root() + "/" + reason + "/metrics.jsonl").size(), 4u);
+  }
+}
+
+TEST_F(RunRecoveryTest, AFullDiskAtTheEndPausesTheRunUntilThereIsRoom) {
+  const v1::RunSummary whole = RunWhole(TinyWorkplace::RlSpec("roomy", 2));
+  const v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("small/run", 2);
+  const std::string small = root() + "/small";
+  std::filesystem::create_directory(small);
+  // Room for what is logged, not for weights.
+  if (mount("none", small.c_str(), "tmpfs", 0, "size=48k") != 0) {
+    GTEST_SKIP() << "mounting a small file system needs root";
+  }
+  {
+    LocalRolloutPool pool;
+    TinyLearner learner(root(), &pool);
+    const auto result = learner.Run("small", spec);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(result->outcome, RunOutcome::kPaused);
+    EXPECT_EQ(result->reason, "DISK_FULL");
+    EXPECT_THAT(result->message, HasSubstr("make room and resume the job"));
+    EXPECT_THAT(learner.control().notices(), Contains("CHECKPOINT_FAILED"));
+  }
+  EXPECT_EQ(mount("none", small.c_str(), "tmpfs", MS_REMOUNT, "size=16m"), 0);
+  LocalRolloutPool pool;
+  TinyLearner learner(root(), &pool);
+  const auto result = learner.Run("small", spec);
+  umount(small.c_str());
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->outcome, RunOutcome::kSucceeded);
+  EXPECT_EQ(learner.summary().state_digest(), whole.state_digest());
+}
+
+TEST_F(RunRecoveryTest, WithoutASoundCheckpointNothingIsRunAndNothingIsLost) {
+  const v1::RunSummary whole = RunWhole(TinyWorkplace::RlSpec("never_stopped", 4));
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("rotten", 4);
+  spec.mutable_checkpoint()->set_every_steps(1);
+  LocalRolloutPool pool;
+  {
+    TinyLearner learner(root(), &pool);
+    learner.control().RequestAfter(3, RunRequest::kStop);
+    ASSERT_TRUE(learner.Run("rotten", spec).ok());
+  }
+  const std::string metrics = ReadText(root() + "/rotten/metrics.jsonl");
+  std::string sound;
+  for (const char* step : {"2", "3"}) {
+    const std::string state =
+        absl::StrCat(root(), "/rotten/checkpoints/step_", step, "/state.safetensors");
+    sound = ReadText(state);
+    WriteText(state, "rot");
+  }
+  for (int i = 0; i < 2; ++i) {
+    TinyLearner learner(root(), &pool);
+    const auto result = learner.Run("rotten", spec);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(result->outcome, RunOutcome::kPaused);
+    EXPECT_EQ(result->reason, "NO_SOUND_CHECKPOINT");
+    EXPECT_THAT(result->message, HasSubstr("step_3"));
+    EXPECT_EQ(ReadText(root() + "/rotten/metrics.jsonl"), metrics);
+  }
+  WriteText(root() + "/rotten/checkpoints/step_3/state.safetensors", sound);
+  EXPECT_EQ(RunWhole(spec).state_digest(), whole.state_digest());
+}
+
+}  // namespace
+}  // namespace halfstep
