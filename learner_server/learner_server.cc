@@ -164,8 +164,10 @@ absl::StatusOr<std::unique_ptr<LearnerServer>> LearnerServer::Start(LearnerServe
   impl.options = std::move(options);
   HALFSTEP_RETURN_IF_ERROR(impl.OpenStore());
   impl.MakeParts();
+  // Whoever calls must find the jobs as they are.
+  HALFSTEP_RETURN_IF_ERROR(impl.manager->Recover());
   HALFSTEP_RETURN_IF_ERROR(impl.Listen());
-  HALFSTEP_RETURN_IF_ERROR(impl.manager->Start());
+  impl.manager->Start();
   impl.serving = true;
   impl.rpc->SetServing(true);
   HALFSTEP_RETURN_IF_ERROR(impl.WritePortFile());

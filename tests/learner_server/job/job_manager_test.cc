@@ -23,6 +23,12 @@ class JobManagerTest : public ::testing::Test {
   void TearDown() override { StopLearner(); }
 
   void StartLearner() {
+    OpenLearner();
+    manager_->Start();
+  }
+
+  // Ready for calls; nothing runs yet.
+  void OpenLearner() {
     auto store = JobStore::Open(dir_.path());
     ASSERT_TRUE(store.ok()) << store.status();
     store_ = *std::move(store);
@@ -44,7 +50,7 @@ class JobManagerTest : public ::testing::Test {
       return resolved;
     };
     manager_ = std::make_unique<JobManager>(std::move(options));
-    ASSERT_TRUE(manager_->Start().ok());
+    ASSERT_TRUE(manager_->Recover().ok());
   }
 
   // As SIGTERM does.
@@ -289,6 +295,38 @@ TEST_F(JobManagerTest, RequestsNotYetObeyedAtAStopAreObeyedAtTheNextStart) {
   StartLearner();
   EXPECT_EQ(StateOf(a), Job::STATE_PAUSED);
   EXPECT_EQ(runner_->runs(), 0);
+}
+
+TEST_F(JobManagerTest, AJobThatWaitsToGoOnAfterARestartObeysAtOnce) {
+  const std::string a = Create();
+  runner_->WaitForRun(1);
+  StopLearner();
+  OpenLearner();
+  const std::string b = Create();
+  EXPECT_EQ(StateOf(a), Job::STATE_STARTING);
+  EXPECT_EQ(manager_->Resume(a)->state(), Job::STATE_STARTING);
+  EXPECT_EQ(manager_->Pause(a)->state(), Job::STATE_PAUSED);
+  EXPECT_EQ(manager_->Resume(a)->state(), Job::STATE_QUEUED);
+  manager_->Start();
+  EXPECT_EQ("trainingJobs/" + runner_->WaitForRun(1).job_id, b);
+  StopLearner();
+  OpenLearner();
+  EXPECT_EQ(manager_->Cancel(b)->state(), Job::STATE_CANCELLED);
+  manager_->Start();
+  EXPECT_EQ("trainingJobs/" + runner_->WaitForRun(1).job_id, a);
+}
+
+TEST_F(JobManagerTest, AJobThatNoLongerWaitsIsPassedOver) {
+  const std::string a = Create();
+  const std::string b = Create();
+  runner_->WaitForRun(1);
+  Job job = *store_->Get(b);
+  job.set_state(Job::STATE_SUCCEEDED);
+  ASSERT_TRUE(store_->Update(job, Step(1)).ok());
+  const std::string c = Create();
+  runner_->Finish(RunResult{});
+  EXPECT_EQ("trainingJobs/" + runner_->WaitForRun(2).job_id, c);
+  EXPECT_EQ(StateOf(b), Job::STATE_SUCCEEDED);
 }
 
 TEST_F(JobManagerTest, AWatcherThatAttachesAgainLosesAndRepeatsNothing) {

@@ -32,7 +32,8 @@ class JobServiceTest : public ::testing::Test {
       return spec;
     };
     manager_ = std::make_unique<JobManager>(std::move(options));
-    ASSERT_TRUE(manager_->Start().ok());
+    ASSERT_TRUE(manager_->Recover().ok());
+    manager_->Start();
     service_ = std::make_unique<JobService>(manager_.get());
     server_ = *RpcServer::Start({}, {service_->hosted()});
     ChannelOptions channel;
