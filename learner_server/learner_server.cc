@@ -138,7 +138,8 @@ absl::Status LearnerServer::Impl::Listen() {
   HttpServerOptions http_options;
   http_options.address = options.http;
   http_options.metrics = [this] { return registry.Scrape(); };
-  http_options.live = [this] { return manager->Health(); };
+  // A restart mends no full disk, and would cost the running job its step.
+  http_options.live = [this] { return manager->Alive(); };
   http_options.ready = [this] {
     return serving ? manager->Health() : absl::UnavailableError("the learner is not serving");
   };

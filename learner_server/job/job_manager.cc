@@ -498,6 +498,11 @@ absl::Status JobManager::Stop(absl::Duration grace) {
   return absl::DeadlineExceededError("the running job has not stopped within its grace time");
 }
 
+absl::Status JobManager::Alive() const {
+  if (!loop_ended_.HasBeenNotified()) return absl::OkStatus();
+  return absl::UnavailableError("the learner has stopped running jobs");
+}
+
 absl::Status JobManager::Health() const {
   absl::MutexLock lock(&mutex_);
   return store_problem_;

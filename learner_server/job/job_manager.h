@@ -89,8 +89,11 @@ class JobManager {
   // DEADLINE_EXCEEDED when the run has not stopped by then.
   absl::Status Stop(absl::Duration grace);
 
-  // Why the manager cannot do its work at present, such as a full disk; OK when it can.
+  // Why the manager cannot do its work at present, such as a full disk; OK when it can. It gets
+  // well by itself once the store can be written.
   absl::Status Health() const;
+  // Not OK when jobs will never run again in this process: only another one helps.
+  absl::Status Alive() const;
 
  private:
   class Control;

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/metrics/learner_metrics.h"
+#include "learner_server/job/sqlite.h"
 #include "tests/learner_server/job/fake_runner.h"
 #include "tests/testing/fake_clock.h"
 #include "tests/testing/temp_dir.h"
@@ -364,6 +365,25 @@ TEST_F(JobManagerTest, BadNamesAreRefused) {
   EXPECT_EQ(ReasonOf(manager_->Get("x").status()), "BAD_JOB_NAME");
   EXPECT_EQ(ReasonOf(manager_->Get("trainingJobs/").status()), "BAD_JOB_NAME");
   EXPECT_EQ(ReasonOf(manager_->Cancel("trainingJobs/x").status()), "JOB_NOT_FOUND");
+}
+
+TEST_F(JobManagerTest, AStoreThatCannotBeWrittenIsBadHealthButNoDeath) {
+  const std::string name = Create();
+  const auto run = runner_->WaitForRun(1);
+  auto other = SqliteDatabase::Open(dir_ / "jobs.sqlite");
+  ASSERT_TRUE(other.ok()) << other.status();
+  ASSERT_TRUE(other->Execute("ALTER TABLE events RENAME TO hidden").ok());
+  run.control->Emit(Step(1));
+  EXPECT_EQ(ReasonOf(manager_->Health()), "JOB_STORE_UNAVAILABLE");
+  EXPECT_TRUE(manager_->Alive().ok());
+  ASSERT_TRUE(other->Execute("ALTER TABLE hidden RENAME TO events").ok());
+  run.control->Emit(Step(2));
+  EXPECT_TRUE(manager_->Health().ok());
+  EXPECT_TRUE(manager_->Alive().ok());
+  manager_->Stop(absl::ZeroDuration()).IgnoreError();
+  runner_->Poke();
+  ASSERT_TRUE(manager_->Stop(kTestPatience).ok());
+  EXPECT_FALSE(manager_->Alive().ok());
 }
 
 TEST_F(JobManagerTest, ExportsTheStateOfTheUnfinishedJob) {
