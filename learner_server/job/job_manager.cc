@@ -481,8 +481,13 @@ void JobManager::ExportState() {
   if (active_) {
     state = JobStateName(active_->state());
   } else {
-    const auto waiting = options_.store->InStates({Job::STATE_PAUSED, Job::STATE_QUEUED});
-    if (waiting.ok() && !waiting->empty()) state = JobStateName(waiting->back().state());
+    auto shown = options_.store->InStates({Job::STATE_PAUSED, Job::STATE_QUEUED});
+    // Nothing waits: how it ended stays to be seen.
+    if (shown.ok() && shown->empty()) {
+      auto newest = options_.store->List(1, 0);
+      if (newest.ok()) shown = std::move(newest->jobs);
+    }
+    if (shown.ok() && !shown->empty()) state = JobStateName(shown->back().state());
   }
   std::transform(state.begin(), state.end(), state.begin(), absl::ascii_tolower);
   options_.metrics->job_state.SetOnly(state);

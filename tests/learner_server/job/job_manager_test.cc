@@ -386,7 +386,7 @@ TEST_F(JobManagerTest, AStoreThatCannotBeWrittenIsBadHealthButNoDeath) {
   EXPECT_FALSE(manager_->Alive().ok());
 }
 
-TEST_F(JobManagerTest, ExportsTheStateOfTheUnfinishedJob) {
+TEST_F(JobManagerTest, ExportsTheStateOfTheJob) {
   const std::string name = Create();
   const auto run = runner_->WaitForRun(1);
   run.control->SetProgress(0, 0);
@@ -395,6 +395,15 @@ TEST_F(JobManagerTest, ExportsTheStateOfTheUnfinishedJob) {
   runner_->Finish(RunResult{});
   watch->WaitForEnd();
   EXPECT_THAT(registry_->Scrape(), HasSubstr("halfstep_job_state{state=\"running\"} 0"));
+  EXPECT_THAT(registry_->Scrape(), HasSubstr("halfstep_job_state{state=\"succeeded\"} 1"));
+  StopLearner();
+  StartLearner();
+  EXPECT_THAT(registry_->Scrape(), HasSubstr("halfstep_job_state{state=\"succeeded\"} 1"));
+  const auto second = Watch(Create());
+  runner_->Finish(absl::DataLossError("bad file"));
+  second->WaitForEnd();
+  EXPECT_THAT(registry_->Scrape(), HasSubstr("halfstep_job_state{state=\"failed\"} 1"));
+  EXPECT_THAT(registry_->Scrape(), HasSubstr("halfstep_job_state{state=\"succeeded\"} 0"));
 }
 
 }  // namespace
