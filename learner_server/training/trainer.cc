@@ -113,9 +113,13 @@ absl::Status Trainer::RunUpdates(const TrainBatch& batch, StepRecord* record) {
   std::atomic<int64_t>* saturated = parts_.ctx.saturated_stores;
   const int64_t saturated_before = saturated == nullptr ? 0 : saturated->load();
   for (size_t i = 0; i < batch.updates.size(); ++i) {
+    // Until the batch has changed anything it can be left, to be trained on again by a later
+    // attempt.
+    const auto stop = [this] { return parts_.control->request() != RunRequest::kNone; };
     HALFSTEP_ASSIGN_OR_RETURN(
         OptimizerStepReport report,
-        train_step_.Run(batch.updates[i], comparable && i == 0 ? &mismatch : nullptr));
+        train_step_.Run(batch.updates[i], comparable && i == 0 ? &mismatch : nullptr,
+                        i == 0 ? stop : std::function<bool()>()));
     if (report.skipped) {
       LogWarning("optimizer step skipped: a scaled gradient is not finite",
                  {{"step", record->step},

@@ -6,6 +6,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <set>
 
 #include "tests/learner_server/tiny_job.h"
 
@@ -13,6 +14,7 @@ namespace halfstep {
 namespace {
 
 using ::testing::Contains;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 // A real engine behind rollouts that fail when a test says so.
@@ -54,6 +56,28 @@ class FaultyPool final : public RolloutPool {
   SampleSink* sink_ = nullptr;
   Fault fault_ = Fault::kNone;
   std::function<bool(const GroupKey&)> applies_;
+};
+
+// Asks for a stop when it is asked for the `polls`-th time after `step` is done.
+class StopWithinAStep final : public RunControl {
+ public:
+  StopWithinAStep(int64_t step, int polls) : step_(step), polls_left_(polls) {}
+  RunRequest request() const override {
+    absl::MutexLock lock(&mutex_);
+    if (armed_ && polls_left_ > 0) --polls_left_;
+    return armed_ && polls_left_ == 0 ? RunRequest::kStop : RunRequest::kNone;
+  }
+  void Emit(v1::TrainingJobEvent) override {}
+  void SetProgress(int64_t step, uint64_t) override {
+    absl::MutexLock lock(&mutex_);
+    armed_ = armed_ || step == step_;
+  }
+
+ private:
+  const int64_t step_;
+  mutable absl::Mutex mutex_;
+  mutable int polls_left_ ABSL_GUARDED_BY(mutex_);
+  bool armed_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 class RunRecoveryTest : public testing::Test {
@@ -166,6 +190,32 @@ TEST_F(RunRecoveryTest, WithoutASoundCheckpointNothingIsRunAndNothingIsLost) {
   }
   WriteText(root() + "/rotten/checkpoints/step_3/state.safetensors", sound);
   EXPECT_EQ(RunWhole(spec).state_digest(), whole.state_digest());
+}
+
+TEST_F(RunRecoveryTest, AStopWithinAStepLeavesItToTheNextAttempt) {
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("steady", 4);
+  spec.mutable_batch()->set_micro_batch_tokens(1);  // 16 micro-batches in an update
+  spec.mutable_batch()->set_updates(2);
+  const v1::RunSummary whole = RunWhole(spec);
+  // The first poll comes between two steps; the next 16 in the first update of step 3.
+  std::set<size_t> steps_done;
+  for (const int polls : {2, 10, 18, 25}) {
+    spec.set_output_dir(absl::StrCat("stopped_", polls));
+    {
+      LocalRolloutPool pool;
+      StopWithinAStep control(2, polls);
+      TinyLearner learner(root(), &pool);
+      v1::RunSummary summary;
+      const auto result = learner.runner().Run(spec.output_dir(), 1, spec, &control, &summary);
+      ASSERT_TRUE(result.ok()) << result.status();
+      EXPECT_EQ(result->outcome, RunOutcome::kStopped);
+    }
+    const std::string metrics = root() + "/" + spec.output_dir() + "/metrics.jsonl";
+    steps_done.insert(ReadLines(metrics).size());
+    EXPECT_EQ(RunWhole(spec).state_digest(), whole.state_digest()) << polls;
+    EXPECT_EQ(ReadLines(metrics).size(), 4u);
+  }
+  EXPECT_THAT(steps_done, ElementsAre(2u, 3u));
 }
 
 }  // namespace
