@@ -46,13 +46,18 @@ absl::StatusOr<int> Lock(const std::string& path) {
                             "output_dir"));
 }
 
-// The step of a metrics line; nothing for a line that is not whole.
-std::optional<int64_t> StepOf(const std::string& line) {
+struct MetricsLineKind {
+  int64_t step = 0;
+  bool is_evaluation = false;
+};
+
+// Nothing for a line that is not whole.
+std::optional<MetricsLineKind> KindOf(const std::string& line) {
   const nlohmann::json json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) {
     return std::nullopt;
   }
-  return json["step"].get<int64_t>();
+  return MetricsLineKind{json["step"].get<int64_t>(), json.contains("eval_accuracy")};
 }
 
 // The step that a line of samples.jsonl begins with.
@@ -117,14 +122,16 @@ absl::Status RunFolder::AppendMetrics(const std::string& line) const {
   return AppendLine(MetricsPath(path_), line);
 }
 
-absl::Status RunFolder::CutMetricsAfter(int64_t step) const {
+absl::Status RunFolder::CutMetricsAfter(int64_t step, int64_t evaluated_step) const {
   const absl::StatusOr<std::string> contents = ReadFile(MetricsPath(path_), kMaxMetricsBytes);
   if (absl::IsNotFound(contents.status())) return absl::OkStatus();
   HALFSTEP_RETURN_IF_ERROR(contents.status());
   std::string kept;
   for (const std::string& line : std::vector<std::string>(absl::StrSplit(*contents, '\n'))) {
-    const std::optional<int64_t> line_step = StepOf(line);
-    if (line_step && *line_step <= step) absl::StrAppend(&kept, line, "\n");
+    const std::optional<MetricsLineKind> kind = KindOf(line);
+    if (kind && kind->step <= (kind->is_evaluation ? evaluated_step : step)) {
+      absl::StrAppend(&kept, line, "\n");
+    }
   }
   if (kept == *contents) return absl::OkStatus();
   return WriteFileAtomic(MetricsPath(path_), kept);

@@ -33,8 +33,8 @@ class RunFolder {
   absl::Status AppendMetrics(const std::string& line) const;
   absl::Status AppendSamples(const std::vector<std::string>& lines) const;
   // Drop what a run that did not finish wrote after `step`: lines of later steps and a torn last
-  // line.
-  absl::Status CutMetricsAfter(int64_t step) const;
+  // line. Of evaluations those after `evaluated_step` are dropped, for they will be made again.
+  absl::Status CutMetricsAfter(int64_t step, int64_t evaluated_step) const;
   absl::Status CutSamplesAfter(int64_t step) const;
 
  private:

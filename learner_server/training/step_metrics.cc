@@ -134,11 +134,6 @@ std::map<std::string, double> MetricsOf(const StepRecord& record) {
   };
   AddRewards(record.batch, &metrics);
   AddMismatch(record.mismatch, &metrics);
-  if (record.evaluation) {
-    metrics["eval_accuracy"] = record.evaluation->accuracy;
-    metrics["eval_greedy"] = record.evaluation->greedy;
-    metrics["time_evaluate"] = absl::ToDoubleSeconds(record.evaluation->time);
-  }
   return metrics;
 }
 

@@ -56,11 +56,8 @@ absl::Status Trainer::Train() {
   parts_.metrics->last_step_timestamp.Set(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
   for (const auto& older : published_) parts_.client->Publish(older);
   HALFSTEP_RETURN_IF_ERROR(PublishCurrent());
-  if (progress.step == 0 && parts_.eval_prompts != nullptr && !progress.base_accuracy) {
-    std::optional<EvaluationResult> base;
-    HALFSTEP_RETURN_IF_ERROR(EvaluateNow(&base));
-    AppendMetrics(EvaluationLine(0, *base));
-  }
+  // Before the first step, or where an earlier attempt was stopped.
+  HALFSTEP_RETURN_IF_ERROR(EvaluateIfDue());
   const int64_t checkpoint_every = parts_.settings->checkpoint_every;
   while (progress.step < parts_.settings->steps) {
     if (parts_.control->request() != RunRequest::kNone) {
@@ -68,11 +65,8 @@ absl::Status Trainer::Train() {
     }
     StepRecord record;
     HALFSTEP_RETURN_IF_ERROR(RunStep(&record));
-    absl::Status evaluated;
-    if (EvaluationIsDue()) evaluated = EvaluateNow(&record.evaluation);
-    // A step counts once it was trained, also when its evaluation was interrupted.
     Report(record);
-    HALFSTEP_RETURN_IF_ERROR(evaluated);
+    HALFSTEP_RETURN_IF_ERROR(EvaluateIfDue());
     const bool last = progress.step == parts_.settings->steps;
     if (!last && checkpoint_every > 0 && progress.step % checkpoint_every == 0) Checkpoint();
   }
@@ -178,18 +172,19 @@ absl::Status Trainer::PublishCurrent() {
 }
 
 bool Trainer::EvaluationIsDue() const {
-  if (parts_.eval_prompts == nullptr) return false;
   const int64_t step = parts_.progress->step;
+  if (parts_.eval_prompts == nullptr || parts_.progress->evaluated_step >= step) return false;
   const int64_t every = parts_.settings->evaluate_every;
-  return step == parts_.settings->steps || (every > 0 && step % every == 0);
+  return step == 0 || step == parts_.settings->steps || (every > 0 && step % every == 0);
 }
 
-absl::Status Trainer::EvaluateNow(std::optional<EvaluationResult>* result) {
+absl::Status Trainer::EvaluateIfDue() {
+  if (!EvaluationIsDue()) return absl::OkStatus();
   RunProgress& progress = *parts_.progress;
-  HALFSTEP_ASSIGN_OR_RETURN(*result,
+  HALFSTEP_ASSIGN_OR_RETURN(const EvaluationResult evaluation,
                             Evaluate(*parts_.settings, parts_.max_positions, *parts_.eval_prompts,
                                      {progress.step, progress.policy_version}, parts_.client));
-  const EvaluationResult& evaluation = **result;
+  progress.evaluated_step = progress.step;
   if (progress.step == 0) {
     progress.base_accuracy = evaluation.accuracy;
     progress.base_greedy = evaluation.greedy;
@@ -198,6 +193,7 @@ absl::Status Trainer::EvaluateNow(std::optional<EvaluationResult>* result) {
     progress.final_accuracy = evaluation.accuracy;
     progress.final_greedy = evaluation.greedy;
   }
+  AppendMetrics(EvaluationLine(progress.step, evaluation));
   Export(evaluation, parts_.metrics);
   v1::TrainingJobEvent event;
   v1::EvaluationFinished* finished = event.mutable_evaluation_finished();
@@ -293,11 +289,6 @@ void Trainer::Checkpoint() {
 }
 
 absl::Status Trainer::Finish() {
-  RunProgress& progress = *parts_.progress;
-  if (parts_.eval_prompts != nullptr && !progress.final_accuracy) {
-    std::optional<EvaluationResult> last;
-    HALFSTEP_RETURN_IF_ERROR(EvaluateNow(&last));
-  }
   Checkpoint();
   const absl::Status written = WriteModel();
   if (ReasonOf(written) != "DISK_FULL") return written;

@@ -63,7 +63,8 @@ class Trainer {
   absl::Status RunUpdates(const TrainBatch& batch, StepRecord* record);
   // The master as the version in force.
   absl::Status PublishCurrent();
-  absl::Status EvaluateNow(std::optional<EvaluationResult>* result);
+  // Evaluates after the step that was finished last, if that is due and was not done.
+  absl::Status EvaluateIfDue();
   bool EvaluationIsDue() const;
   void AddToProgress(const TrainBatch& batch, const StepRecord& record);
   void Report(const StepRecord& record);

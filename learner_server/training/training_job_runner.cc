@@ -44,7 +44,7 @@ class JobRun {
  private:
   absl::Status InitializeState();
   absl::Status LoadInitialWeights();
-  absl::Status CutLogsAfter(int64_t step) const;
+  absl::Status CutLogs() const;
 
   const TrainingJobRunnerOptions& options_;
   RunControl* const control_;
@@ -91,7 +91,7 @@ absl::Status JobRun::InitializeState() {
   const absl::StatusOr<CheckpointStore::Checkpoint> newest = checkpoints_->FindNewest();
   if (absl::IsNotFound(newest.status())) {
     HALFSTEP_RETURN_IF_ERROR(LoadInitialWeights());
-    return CutLogsAfter(-1);
+    return CutLogs();
   }
   HALFSTEP_RETURN_IF_ERROR(newest.status());
   for (const CheckpointStore::Rejected& rejected : newest->rejected) {
@@ -106,12 +106,13 @@ absl::Status JobRun::InitializeState() {
   HALFSTEP_ASSIGN_OR_RETURN(older_weights_,
                             ReadOlderWeights(newest->path, *state_, settings_.rollout_dtype));
   LogInfo("continuing from a checkpoint", {{"path", newest->path}, {"step", progress_.step}});
-  return CutLogsAfter(progress_.step);
+  return CutLogs();
 }
 
-absl::Status JobRun::CutLogsAfter(int64_t step) const {
-  HALFSTEP_RETURN_IF_ERROR(folder_->CutMetricsAfter(step));
-  return folder_->CutSamplesAfter(step);
+// To what is behind the present state.
+absl::Status JobRun::CutLogs() const {
+  HALFSTEP_RETURN_IF_ERROR(folder_->CutMetricsAfter(progress_.step, progress_.evaluated_step));
+  return folder_->CutSamplesAfter(progress_.step);
 }
 
 absl::Status JobRun::LoadInitialWeights() {

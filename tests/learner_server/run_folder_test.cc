@@ -48,14 +48,32 @@ TEST(RunFolderTest, CutsMetricsBackToTheCheckpoint) {
   TempDir dir;
   const auto folder = RunFolder::Open(dir / "run", "job");
   ASSERT_TRUE(folder.ok());
-  EXPECT_TRUE(folder->CutMetricsAfter(0).ok());  // nothing to cut
+  EXPECT_TRUE(folder->CutMetricsAfter(0, 0).ok());  // nothing to cut
   for (int step = 0; step < 5; ++step) {
     ASSERT_TRUE(folder->AppendMetrics(absl::StrCat("{\"step\":", step, "}")).ok());
   }
   const std::string path = dir / "run/metrics.jsonl";
   WriteText(path, ReadText(path) + "{\"step\":2,\"lo");  // torn by a power cut
-  ASSERT_TRUE(folder->CutMetricsAfter(2).ok());
+  ASSERT_TRUE(folder->CutMetricsAfter(2, 0).ok());
   EXPECT_EQ(ReadText(path), "{\"step\":0}\n{\"step\":1}\n{\"step\":2}\n");
+}
+
+TEST(RunFolderTest, CutsEvaluationsThatWillBeMadeAgain) {
+  TempDir dir;
+  const auto folder = RunFolder::Open(dir / "run", "job");
+  ASSERT_TRUE(folder.ok());
+  const std::string before = "{\"step\":0,\"eval_accuracy\":0.5}";
+  const std::string after = "{\"step\":1,\"eval_accuracy\":0.6}";
+  for (const std::string& line : {before, std::string("{\"step\":1}"), after}) {
+    ASSERT_TRUE(folder->AppendMetrics(line).ok());
+  }
+  const std::string path = dir / "run/metrics.jsonl";
+  ASSERT_TRUE(folder->CutMetricsAfter(1, 1).ok());
+  EXPECT_EQ(ReadText(path), before + "\n{\"step\":1}\n" + after + "\n");
+  ASSERT_TRUE(folder->CutMetricsAfter(1, 0).ok());
+  EXPECT_EQ(ReadText(path), before + "\n{\"step\":1}\n");
+  ASSERT_TRUE(folder->CutMetricsAfter(0, -1).ok());
+  EXPECT_EQ(ReadText(path), "");
 }
 
 TEST(RunFolderTest, CutsSamplesBackToTheCheckpoint) {

@@ -218,5 +218,45 @@ TEST_F(RunRecoveryTest, AStopWithinAStepLeavesItToTheNextAttempt) {
   EXPECT_THAT(steps_done, ElementsAre(2u, 3u));
 }
 
+TEST_F(RunRecoveryTest, AnInterruptedEvaluationIsMadeByTheNextAttempt) {
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("evaluated", 4);
+  spec.mutable_data()->set_eval("eval.jsonl");
+  spec.mutable_evaluation()->set_every_steps(2);
+  const v1::RunSummary whole = RunWhole(spec);
+  // Step, accuracy and greedy of each evaluation; other lines as their step.
+  const auto evaluations = [](const v1::TrainingJobSpec& of) {
+    std::vector<std::string> result;
+    for (const auto& line : ReadLines(root() + "/" + of.output_dir() + "/metrics.jsonl")) {
+      result.push_back(line.contains("eval_accuracy")
+                           ? absl::StrCat(line["step"].dump(), ": ", line["eval_accuracy"].dump(),
+                                          ", ", line["eval_greedy"].dump())
+                           : line["step"].dump());
+    }
+    return result;
+  };
+  EXPECT_EQ(evaluations(spec).size(), 7u);
+  for (const int64_t step : {0, 2, 4}) {
+    v1::TrainingJobSpec parts = spec;
+    parts.set_output_dir(absl::StrCat("evaluated_", step));
+    {
+      FaultyPool pool;
+      // Every evaluation is 2 groups for each of the 4 prompts.
+      pool.Fail(FaultyPool::Fault::kSilent, [step](const GroupKey& key) {
+        return key.purpose == Purpose::kEval && static_cast<int64_t>(key.ordinal) / 8 == step;
+      });
+      TinyLearner learner(root(), &pool);
+      learner.control().RequestAfter(step, RunRequest::kStop);
+      const auto result = learner.Run(parts.output_dir(), parts);
+      ASSERT_TRUE(result.ok()) << result.status();
+      EXPECT_EQ(result->outcome, RunOutcome::kStopped);
+    }
+    const v1::RunSummary summary = RunWhole(parts);
+    EXPECT_EQ(evaluations(parts), evaluations(spec));
+    EXPECT_EQ(summary.state_digest(), whole.state_digest());
+    EXPECT_EQ(summary.base_accuracy(), whole.base_accuracy());
+    EXPECT_EQ(summary.final_greedy(), whole.final_greedy());
+  }
+}
+
 }  // namespace
 }  // namespace halfstep

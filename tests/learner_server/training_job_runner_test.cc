@@ -127,11 +127,14 @@ TEST_F(TrainingJobRunnerTest, LearnsWithoutAnyMismatch) {
   EXPECT_EQ(stepped.size(), 30u);
 
   const auto lines = ReadLines(root() + "/learns/metrics.jsonl");
-  ASSERT_EQ(lines.size(), 31u);
+  ASSERT_EQ(lines.size(), 34u);
   EXPECT_EQ(lines[0]["step"], 0);
   EXPECT_DOUBLE_EQ(lines[0]["eval_accuracy"], summary.base_accuracy());
   EXPECT_EQ(lines[10]["step"], 10);
-  EXPECT_TRUE(lines[10].contains("eval_greedy"));
+  EXPECT_FALSE(lines[10].contains("eval_greedy"));
+  EXPECT_EQ(lines[11]["step"], 10);
+  EXPECT_TRUE(lines[11].contains("eval_greedy"));
+  EXPECT_DOUBLE_EQ(lines[33]["eval_accuracy"], summary.final_accuracy());
   EXPECT_EQ(lines[5]["mismatch_bit_equal_share"], 1);
   EXPECT_EQ(lines[5]["clip_fraction"], 0);
   for (const char* name : {"reward_mean", "loss_scale", "grad_norm", "entropy", "time_wait"}) {
