@@ -184,9 +184,6 @@ void Export(const StepRecord& record, LearnerMetrics* metrics) {
   for (const int64_t length : record.batch.lengths) {
     metrics->completion_length.Observe(static_cast<double>(length));
   }
-  for (const auto& [reason, count] : record.batch.samples_dropped) {
-    metrics->samples_dropped[reason].Increment(static_cast<double>(count));
-  }
   for (const auto& [outcome, count] : record.batch.reward_outcomes) {
     metrics->reward_outcomes[outcome].Increment(static_cast<double>(count));
   }

@@ -23,6 +23,14 @@ bool MayGoOnLater(const absl::Status& status) {
          reason == "DISK_FULL";
 }
 
+void CountEarlierSamples(const RunProgress& progress, LearnerMetrics* metrics) {
+  metrics->samples.Increment(static_cast<double>(progress.samples_admitted));
+  metrics->samples_trained.Increment(static_cast<double>(progress.samples_trained));
+  for (const auto& [reason, count] : progress.samples_dropped) {
+    metrics->samples_dropped[reason].Increment(static_cast<double>(count));
+  }
+}
+
 }  // namespace
 
 Trainer::Trainer(TrainerParts parts)
@@ -32,7 +40,9 @@ Trainer::Trainer(TrainerParts parts)
       groups_reassigned_before_(parts_.progress->groups_reassigned) {}
 
 absl::StatusOr<RunResult> Trainer::Run() {
+  if (parts_.count_earlier_samples) CountEarlierSamples(*parts_.progress, parts_.metrics);
   const absl::Status status = Train();
+  CountAbandonedSamples();
   RunResult result;
   if (status.ok()) return result;
   const RunRequest request = parts_.control->request();
@@ -238,15 +248,7 @@ void Trainer::AppendSamples(int64_t step, const std::vector<SampleRecord>& sampl
 void Trainer::Report(const StepRecord& record) {
   AppendMetrics(MetricsLine(record));
   Export(record, parts_.metrics);
-  if (parts_.client != nullptr) {
-    const BufferCounters counters = parts_.client->counters();
-    parts_.metrics->samples.Increment(
-        static_cast<double>(counters.samples_admitted - exported_counters_.samples_admitted));
-    parts_.metrics->tokens["generated"].Increment(
-        static_cast<double>(counters.tokens_admitted - exported_counters_.tokens_admitted));
-    parts_.metrics->samples_buffered.Set(static_cast<double>(counters.samples_buffered));
-    exported_counters_ = counters;
-  }
+  CountSamples(record.batch);
   parts_.control->SetProgress(record.step, record.policy_version);
   v1::TrainingJobEvent event;
   v1::StepFinished* finished = event.mutable_step_finished();
@@ -255,6 +257,34 @@ void Trainer::Report(const StepRecord& record) {
   const std::map<std::string, double> metrics = MetricsOf(record);
   finished->mutable_metrics()->insert(metrics.begin(), metrics.end());
   parts_.control->Emit(std::move(event));
+}
+
+void Trainer::CountSamples(const BatchStatistics& batch) {
+  LearnerMetrics& metrics = *parts_.metrics;
+  metrics.samples_trained.Increment(static_cast<double>(batch.samples_trained));
+  for (const auto& [reason, count] : batch.samples_dropped) {
+    metrics.samples_dropped[reason].Increment(static_cast<double>(count));
+  }
+  if (parts_.client == nullptr) {  // rows of the data: they arrive when they are trained on
+    metrics.samples.Increment(static_cast<double>(batch.samples));
+    return;
+  }
+  const BufferCounters counters = parts_.client->counters();
+  metrics.samples.Increment(
+      static_cast<double>(counters.samples_admitted - exported_counters_.samples_admitted));
+  metrics.tokens["generated"].Increment(
+      static_cast<double>(counters.tokens_admitted - exported_counters_.tokens_admitted));
+  samples_unsettled_ += counters.samples_admitted - exported_counters_.samples_admitted;
+  samples_unsettled_ -= batch.samples;
+  metrics.samples_buffered.Set(static_cast<double>(samples_unsettled_));
+  exported_counters_ = counters;
+}
+
+void Trainer::CountAbandonedSamples() {
+  if (parts_.client == nullptr) return;
+  CountSamples({});
+  parts_.metrics->samples_dropped["abandoned"].Increment(static_cast<double>(samples_unsettled_));
+  parts_.metrics->samples_buffered.Set(0);
 }
 
 void Trainer::Checkpoint() {

@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -42,6 +41,8 @@ struct TrainerParts {
   std::string job_json;
   RunControl* control = nullptr;
   LearnerMetrics* metrics = nullptr;
+  // The samples of earlier attempts are in no counter of this process.
+  bool count_earlier_samples = false;
 };
 
 // Used once, on one thread.
@@ -68,6 +69,10 @@ class Trainer {
   bool EvaluationIsDue() const;
   void AddToProgress(const TrainBatch& batch, const StepRecord& record);
   void Report(const StepRecord& record);
+  // Samples that arrived since the last call; those of the batch have been trained on or dropped.
+  void CountSamples(const BatchStatistics& batch);
+  // What the run leaves behind is dropped: a later attempt has it generated again.
+  void CountAbandonedSamples();
   void AppendMetrics(const std::string& line);
   void AppendSamples(int64_t step, const std::vector<SampleRecord>& samples);
   void EmitNotice(const std::string& reason, const std::string& message);
@@ -86,6 +91,7 @@ class Trainer {
   bool metrics_failed_ = false;  // said once
   bool samples_failed_ = false;  // likewise
   BufferCounters exported_counters_;
+  int64_t samples_unsettled_ = 0;         // exported as arrived, neither as trained nor as dropped
   int64_t groups_reassigned_before_ = 0;  // by earlier attempts of this run
 };
 

@@ -38,7 +38,9 @@ class JobRun {
   }
 
   absl::Status Prepare(const std::string& job_id, const v1::TrainingJobSpec& spec);
-  absl::StatusOr<RunResult> Train(uint64_t epoch, RolloutPool* pool, LearnerMetrics* metrics);
+  // `is_known`: samples of its earlier attempts are counted already.
+  absl::StatusOr<RunResult> Train(uint64_t epoch, bool is_known, RolloutPool* pool,
+                                  LearnerMetrics* metrics);
   void Summarize(v1::RunSummary* summary) const;
 
  private:
@@ -125,7 +127,7 @@ absl::Status JobRun::LoadInitialWeights() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<RunResult> JobRun::Train(uint64_t epoch, RolloutPool* pool,
+absl::StatusOr<RunResult> JobRun::Train(uint64_t epoch, bool is_known, RolloutPool* pool,
                                         LearnerMetrics* metrics) {
   TrainerParts parts;
   parts.ctx = ctx_;
@@ -140,6 +142,7 @@ absl::StatusOr<RunResult> JobRun::Train(uint64_t epoch, RolloutPool* pool,
   parts.job_json = job_json_;
   parts.control = control_;
   parts.metrics = metrics;
+  parts.count_earlier_samples = !is_known;
 
   std::unique_ptr<ScoringPool> scoring;
   std::unique_ptr<RolloutClient> client;
@@ -196,7 +199,8 @@ absl::StatusOr<RunResult> TrainingJobRunner::Run(const std::string& job_id, uint
   absl::StatusOr<RunResult> result = [&]() -> absl::StatusOr<RunResult> {
     try {
       HALFSTEP_RETURN_IF_ERROR(run.Prepare(job_id, spec));
-      return run.Train(epoch, pool_, metrics_);
+      const bool is_known = !counted_jobs_.insert(job_id).second;
+      return run.Train(epoch, is_known, pool_, metrics_);
     } catch (const std::bad_alloc&) {
       return Error(absl::StatusCode::kResourceExhausted, "OUT_OF_MEMORY",
                    "not enough memory for the model, its moments and the activations of a "

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <set>
 #include <string>
 
 #include "absl/status/status.h"
@@ -41,6 +42,7 @@ class TrainingJobRunner final : public JobRunner {
   const TrainingJobRunnerOptions options_;
   RolloutPool* const pool_;
   LearnerMetrics* const metrics_;
+  std::set<std::string> counted_jobs_;  // whose samples are in the counters of this process
 };
 
 }  // namespace halfstep

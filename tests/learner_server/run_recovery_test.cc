@@ -8,6 +8,7 @@
 #include <functional>
 #include <set>
 
+#include "common/metrics/names.h"
 #include "tests/learner_server/tiny_job.h"
 
 namespace halfstep {
@@ -256,6 +257,66 @@ TEST_F(RunRecoveryTest, AnInterruptedEvaluationIsMadeByTheNextAttempt) {
     EXPECT_EQ(summary.base_accuracy(), whole.base_accuracy());
     EXPECT_EQ(summary.final_greedy(), whole.final_greedy());
   }
+}
+
+// What arrived is trained on, dropped or buffered, at every step and at the end.
+class SampleLedger final : public RunControl {
+ public:
+  explicit SampleLedger(LearnerMetrics& metrics) : metrics_(metrics) {}
+  RunRequest request() const override { return request_; }
+  void Emit(v1::TrainingJobEvent) override {}
+  void SetProgress(int64_t step, uint64_t) override {
+    Check();
+    if (step == stop_after_) request_ = RunRequest::kPause;
+  }
+
+  void Check() {
+    EXPECT_EQ(metrics_.samples.Value(),
+              metrics_.samples_trained.Value() + Dropped() + metrics_.samples_buffered.Value());
+  }
+  double Dropped() {
+    double dropped = 0;
+    for (const char* reason : metric::kDropReasons) {
+      dropped += metrics_.samples_dropped[reason].Value();
+    }
+    return dropped;
+  }
+  void StopAfter(int64_t step) {
+    stop_after_ = step;
+    request_ = RunRequest::kNone;
+  }
+
+ private:
+  LearnerMetrics& metrics_;
+  int64_t stop_after_ = -1;
+  RunRequest request_ = RunRequest::kNone;
+};
+
+TEST_F(RunRecoveryTest, EverySampleThatArrivesIsAccountedFor) {
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("counted", 6);
+  spec.mutable_batch()->set_lag(2);
+  LocalRolloutPool pool;
+  v1::RunSummary summary;
+  {
+    TinyLearner learner(root(), &pool);
+    LearnerMetrics& metrics = learner.metrics();
+    SampleLedger control(metrics);
+    for (const int64_t step : {2, 3}) {  // the second time in a process that knows the job
+      control.StopAfter(step);
+      ASSERT_TRUE(learner.runner().Run("counted", 1, spec, &control, &summary).ok());
+      control.Check();
+      EXPECT_EQ(metrics.samples_trained.Value(), step * 32);
+      EXPECT_EQ(metrics.samples_buffered.Value(), 0);
+    }
+  }
+  TinyLearner learner(root(), &pool);
+  LearnerMetrics& metrics = learner.metrics();
+  SampleLedger control(metrics);
+  ASSERT_TRUE(learner.runner().Run("counted", 2, spec, &control, &summary).ok());
+  control.Check();
+  EXPECT_EQ(metrics.samples.Value(), 6 * 32);
+  EXPECT_EQ(metrics.samples_trained.Value(), 6 * 32);
+  EXPECT_EQ(control.Dropped(), 0);
 }
 
 }  // namespace
