@@ -218,9 +218,16 @@ absl::StatusOr<RunResult> TrainingJobRunner::Run(const std::string& job_id, uint
 
 absl::Status TrainingJobRunner::Check(const v1::TrainingJobSpec& spec) {
   HALFSTEP_ASSIGN_OR_RETURN(const JobSettings settings, MakeJobSettings(spec, options_.root));
-  HALFSTEP_ASSIGN_OR_RETURN(const JobInputs inputs, LoadJobInputs(settings));
+  // What can be seen at once comes before the data is read.
+  HALFSTEP_RETURN_IF_ERROR(CheckRunFolder(settings.output_directory, ""));
   if (!settings.supervised) HALFSTEP_RETURN_IF_ERROR(MakeVerifier(spec.reward()).status());
-  return CheckRunFolder(settings.output_directory, "");
+  try {
+    return LoadJobInputs(settings).status();
+  } catch (const std::bad_alloc&) {
+    return Error(absl::StatusCode::kResourceExhausted, "OUT_OF_MEMORY",
+                 "not enough memory to read the model's files and the data; train on a part of "
+                 "the data or take a larger machine");
+  }
 }
 
 }  // namespace halfstep
