@@ -217,12 +217,18 @@ absl::StatusOr<RunResult> TrainingJobRunner::Run(const std::string& job_id, uint
 }
 
 absl::Status TrainingJobRunner::Check(const v1::TrainingJobSpec& spec) {
+  return Inspect(spec).status();
+}
+
+absl::StatusOr<CheckReport> TrainingJobRunner::Inspect(const v1::TrainingJobSpec& spec) const {
   HALFSTEP_ASSIGN_OR_RETURN(const JobSettings settings, MakeJobSettings(spec, options_.root));
   // What can be seen at once comes before the data is read.
   HALFSTEP_RETURN_IF_ERROR(CheckRunFolder(settings.output_directory, ""));
   if (!settings.supervised) HALFSTEP_RETURN_IF_ERROR(MakeVerifier(spec.reward()).status());
   try {
-    return LoadJobInputs(settings).status();
+    HALFSTEP_ASSIGN_OR_RETURN(const JobInputs inputs, LoadJobInputs(settings));
+    return CheckReport{.train_rows_skipped = inputs.train->skipped(),
+                       .eval_rows_skipped = inputs.eval ? inputs.eval->skipped() : 0};
   } catch (const std::bad_alloc&) {
     return Error(absl::StatusCode::kResourceExhausted, "OUT_OF_MEMORY",
                  "not enough memory to read the model's files and the data; train on a part of "

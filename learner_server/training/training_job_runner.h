@@ -26,6 +26,13 @@ struct TrainingJobRunnerOptions {
   RolloutClientOptions rollouts;
 };
 
+// What a check has found to know about the inputs of a sound job.
+struct CheckReport {
+  // Rows left out because they are longer than the model's positions allow.
+  int64_t train_rows_skipped = 0;
+  int64_t eval_rows_skipped = 0;
+};
+
 // One job at a time. A job whose checkpoints all fail to verify pauses with reason
 // NO_SOUND_CHECKPOINT, and nothing in its folder changes.
 class TrainingJobRunner final : public JobRunner {
@@ -37,6 +44,8 @@ class TrainingJobRunner final : public JobRunner {
                                 const v1::TrainingJobSpec& spec, RunControl* control,
                                 v1::RunSummary* summary) override;
   absl::Status Check(const v1::TrainingJobSpec& spec) override;
+  // The same, with what a person may want to know.
+  absl::StatusOr<CheckReport> Inspect(const v1::TrainingJobSpec& spec) const;
 
  private:
   const TrainingJobRunnerOptions options_;

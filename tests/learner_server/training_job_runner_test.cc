@@ -358,6 +358,24 @@ TEST_F(TrainingJobRunnerTest, RefusesAFolderWithOtherThings) {
             "OUTPUT_DIR_NOT_EMPTY");
 }
 
+TEST_F(TrainingJobRunnerTest, CheckCountsRowsThatAreSkipped) {
+  const std::string overlong =
+      absl::StrCat("{\"prompt\":\"", std::string(40, '1'), "\",\"answer\":\"a\"}\n");
+  WriteText(root() + "/with_long.jsonl", overlong + ReadText(root() + "/train.jsonl") + overlong);
+  WriteText(root() + "/eval_long.jsonl", overlong + ReadText(root() + "/eval.jsonl"));
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("checked", 2);
+  spec.mutable_data()->set_train("with_long.jsonl");
+  spec.mutable_data()->set_eval("eval_long.jsonl");
+  LocalRolloutPool pool;
+  TinyLearner learner(root(), &pool);
+  EXPECT_EQ(ReasonOf(learner.runner().Inspect(spec).status()), "PROMPT_TOO_LONG");
+  spec.mutable_data()->set_overlong_prompts(v1::OVERLONG_PROMPTS_SKIP);
+  const auto report = learner.runner().Inspect(spec);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_EQ(report->train_rows_skipped, 2);
+  EXPECT_EQ(report->eval_rows_skipped, 1);
+}
+
 TEST_F(TrainingJobRunnerTest, CheckFindsWhatOnlyTheLearnerCanSee) {
   LocalRolloutPool pool;
   TinyLearner learner(root(), &pool);
