@@ -34,6 +34,7 @@ absl::StatusOr<CheckReport> CheckHere(const v1::TrainingJobSpec& resolved,
   std::error_code problem;
   options.root = std::filesystem::canonical(root, problem).string();
   if (problem) return absl::NotFoundError(absl::StrCat("--root ", root, " is not a folder"));
+  options.state = options.root + "/.halfstep";
   return TrainingJobRunner(options, nullptr, nullptr).Inspect(resolved);
 }
 

@@ -104,6 +104,7 @@ void LearnerServer::Impl::MakeParts() {
 
   TrainingJobRunnerOptions runner_options;
   runner_options.root = options.root;
+  runner_options.state = options.state;
   runner_options.incarnation = incarnation;
   runner_options.threads =
       options.threads > 0 ? options.threads

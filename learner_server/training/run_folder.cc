@@ -94,6 +94,26 @@ absl::Status CheckRunFolder(const std::string& path, const std::string& job_id) 
   return absl::OkStatus();
 }
 
+absl::Status CheckRunPlace(const std::string& path, const std::string& root,
+                           const std::string& state) {
+  const auto refused = [&path](const std::string& what, const fs::path& folder) {
+    return Error(absl::StatusCode::kFailedPrecondition, "OUTPUT_DIR_NOT_ALLOWED",
+                 absl::StrCat(path, " lies in ", folder.string(), ", which is ", what,
+                              "; choose another output_dir"));
+  };
+  std::error_code error;
+  const fs::path real_state = state.empty() ? fs::path() : fs::weakly_canonical(state, error);
+  if (error) return FileError(error.value(), "resolve", state);
+  const fs::path top(root);
+  for (fs::path folder(path);; folder = folder.parent_path()) {
+    if (!state.empty() && folder == real_state) return refused("the learner's own folder", folder);
+    if (folder == top || folder == folder.parent_path()) return absl::OkStatus();
+    if (folder != fs::path(path) && fs::exists(OwnerPath(folder.string()), error)) {
+      return refused("the run folder of another job", folder);
+    }
+  }
+}
+
 absl::StatusOr<RunFolder> RunFolder::Open(const std::string& path, const std::string& job_id) {
   HALFSTEP_RETURN_IF_ERROR(CheckRunFolder(path, job_id));
   std::error_code error;

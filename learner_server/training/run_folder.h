@@ -47,4 +47,10 @@ class RunFolder {
 // What Open would say about `path`, without making or locking anything.
 absl::Status CheckRunFolder(const std::string& path, const std::string& job_id);
 
+// Whether a run may have its folder at `path`, which lies below `root` (both real paths).
+// FAILED_PRECONDITION, reason OUTPUT_DIR_NOT_ALLOWED, when it lies in the run folder of another job
+// or is, or lies in, the folder of the job store, `state`; empty: there is none.
+absl::Status CheckRunPlace(const std::string& path, const std::string& root,
+                           const std::string& state);
+
 }  // namespace halfstep

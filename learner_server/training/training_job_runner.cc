@@ -74,6 +74,8 @@ absl::Status JobRun::Prepare(const std::string& job_id, const v1::TrainingJobSpe
   if (!settings_.supervised) {
     HALFSTEP_ASSIGN_OR_RETURN(verifier_, MakeVerifier(spec.reward()));
   }
+  HALFSTEP_RETURN_IF_ERROR(
+      CheckRunPlace(settings_.output_directory, options_.root, options_.state));
   HALFSTEP_ASSIGN_OR_RETURN(RunFolder folder, RunFolder::Open(settings_.output_directory, job_id));
   folder_.emplace(std::move(folder));
   job_json_ = SpecToJson(spec);
@@ -223,6 +225,7 @@ absl::Status TrainingJobRunner::Check(const v1::TrainingJobSpec& spec) {
 absl::StatusOr<CheckReport> TrainingJobRunner::Inspect(const v1::TrainingJobSpec& spec) const {
   HALFSTEP_ASSIGN_OR_RETURN(const JobSettings settings, MakeJobSettings(spec, options_.root));
   // What can be seen at once comes before the data is read.
+  HALFSTEP_RETURN_IF_ERROR(CheckRunPlace(settings.output_directory, options_.root, options_.state));
   HALFSTEP_RETURN_IF_ERROR(CheckRunFolder(settings.output_directory, ""));
   if (!settings.supervised) HALFSTEP_RETURN_IF_ERROR(MakeVerifier(spec.reward()).status());
   try {

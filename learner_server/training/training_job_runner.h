@@ -19,6 +19,7 @@ struct LearnerMetrics;
 
 struct TrainingJobRunnerOptions {
   std::string root;         // paths of jobs are below it
+  std::string state;        // folder of the job store, which no run may use; empty: there is none
   std::string incarnation;  // of this learner process
   int threads = 1;          // of the CPU backend
   int scoring_threads = 1;

@@ -44,6 +44,31 @@ TEST(RunFolderTest, TakesAnEmptyFolderButNoFile) {
   EXPECT_EQ(ReasonOf(RunFolder::Open(dir / "file", "job").status()), "OUTPUT_DIR_NOT_EMPTY");
 }
 
+TEST(RunFolderTest, LiesInNoOtherRunAndNotInTheStateFolder) {
+  TempDir dir;
+  const std::string root = std::filesystem::canonical(dir.path());
+  ASSERT_TRUE(RunFolder::Open(root + "/runs/one", "job-1").ok());
+  std::filesystem::create_directories(root + "/.halfstep");
+  std::filesystem::create_directory_symlink(root + "/.halfstep", root + "/link");
+  const auto check = [&](const std::string& path) {
+    return CheckRunPlace(root + path, root, root + "/link");
+  };
+  for (const char* path : {"/runs/one", "/runs/one_more", "/runs/two/deep", "/.halfstep2", ""}) {
+    EXPECT_TRUE(check(path).ok()) << path;
+  }
+  for (const char* path :
+       {"/runs/one/model", "/runs/one/checkpoints/step_9", "/.halfstep", "/.halfstep/logs/run"}) {
+    const absl::Status status = check(path);
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << path;
+    EXPECT_EQ(ReasonOf(status), "OUTPUT_DIR_NOT_ALLOWED") << path;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("choose another output_dir"));
+  }
+  // What lies around the root is somebody else's.
+  WriteText(root + "/job_id", "x");
+  EXPECT_TRUE(check("/runs/two").ok());
+  EXPECT_TRUE(CheckRunPlace(root + "/run", root, "").ok());
+}
+
 TEST(RunFolderTest, CutsMetricsBackToTheCheckpoint) {
   TempDir dir;
   const auto folder = RunFolder::Open(dir / "run", "job");

@@ -358,6 +358,17 @@ TEST_F(TrainingJobRunnerTest, RefusesAFolderWithOtherThings) {
             "OUTPUT_DIR_NOT_EMPTY");
 }
 
+TEST_F(TrainingJobRunnerTest, RefusesAFolderInsideAnotherRun) {
+  LocalRolloutPool pool;
+  TinyLearner learner(root(), &pool);
+  const v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("sft/inner", 2);
+  for (const absl::Status& status :
+       {learner.Run("inner", spec).status(), learner.runner().Check(spec)}) {
+    EXPECT_EQ(ReasonOf(status), "OUTPUT_DIR_NOT_ALLOWED") << status;
+  }
+  EXPECT_FALSE(std::filesystem::exists(root() + "/sft/inner"));
+}
+
 TEST_F(TrainingJobRunnerTest, CheckCountsRowsThatAreSkipped) {
   const std::string overlong =
       absl::StrCat("{\"prompt\":\"", std::string(40, '1'), "\",\"answer\":\"a\"}\n");
