@@ -28,12 +28,14 @@ struct CheckArguments {
 };
 
 // Files, model, tokenizer and data, as a learner with this root would find them.
-absl::Status CheckHere(const v1::TrainingJobSpec& resolved, const std::string& root) {
+absl::StatusOr<CheckReport> CheckHere(const v1::TrainingJobSpec& resolved,
+                                      const std::string& root) {
   TrainingJobRunnerOptions options;
   std::error_code problem;
   options.root = std::filesystem::canonical(root, problem).string();
   if (problem) return absl::NotFoundError(absl::StrCat("--root ", root, " is not a folder"));
-  return TrainingJobRunner(options, nullptr, nullptr).Check(resolved);
+  options.state = options.root + "/.halfstep";
+  return TrainingJobRunner(options, nullptr, nullptr).Inspect(resolved);
 }
 
 absl::Status CheckThere(const v1::TrainingJobSpec& spec, const CheckArguments& arguments) {
@@ -46,11 +48,19 @@ absl::Status CheckThere(const v1::TrainingJobSpec& spec, const CheckArguments& a
   return client->Create(request).status();
 }
 
-void PrintPlan(const v1::TrainingJobSpec& spec, const std::vector<std::string>& checked,
+struct CheckResult {
+  std::vector<std::string> checked;
+  CheckReport report;
+};
+
+void PrintPlan(const v1::TrainingJobSpec& spec, const CheckResult& result,
                CommandContext& context) {
+  const CheckReport& report = result.report;
   if (context.format == OutputFormat::kJson) {
     context.out << nlohmann::ordered_json{{"ok", true},
-                                          {"checked", checked},
+                                          {"checked", result.checked},
+                                          {"train_rows_skipped", report.train_rows_skipped},
+                                          {"eval_rows_skipped", report.eval_rows_skipped},
                                           {"spec", nlohmann::ordered_json::parse(SpecToJson(spec))}}
                        .dump(2)
                 << "\n";
@@ -73,25 +83,34 @@ void PrintPlan(const v1::TrainingJobSpec& spec, const std::vector<std::string>& 
                      YamlName(spec.precision().learner()), ", profile ", YamlName(spec.profile()))},
        {"output", spec.output_dir().empty() ? "named after the job" : spec.output_dir()}},
       context.out);
-  for (const std::string& what : checked) context.out << "ok: " << what << "\n";
+  for (const std::string& what : result.checked) context.out << "ok: " << what << "\n";
+  const auto print_skipped = [&context](int64_t rows, const std::string& path) {
+    if (rows == 0) return;
+    context.out << "skipped: " << rows << " rows of " << path
+                << " that are longer than the model's positions allow\n";
+  };
+  print_skipped(report.train_rows_skipped, spec.data().train());
+  print_skipped(report.eval_rows_skipped, spec.data().eval());
 }
 
 absl::Status Check(const CheckArguments& arguments, CommandContext& context) {
   v1::TrainingJobSpec spec;
   HALFSTEP_RETURN_IF_ERROR(LoadSpecFile(arguments.file, &spec));
-  std::vector<std::string> checked = {"job file"};
+  CheckResult result;
+  result.checked = {"job file"};
   v1::TrainingJobSpec resolved = spec;
   ResolveSpec("check", &resolved);
   if (!arguments.root.empty()) {
-    HALFSTEP_RETURN_IF_ERROR(CheckHere(resolved, arguments.root));
-    checked.push_back(absl::StrCat("model, tokenizer and data below ", arguments.root));
+    HALFSTEP_ASSIGN_OR_RETURN(result.report, CheckHere(resolved, arguments.root));
+    result.checked.push_back(absl::StrCat("model, tokenizer and data below ", arguments.root));
   }
   if (!arguments.learner.target.empty()) {
     HALFSTEP_RETURN_IF_ERROR(CheckThere(spec, arguments));
-    checked.push_back(absl::StrCat("the learner at ", arguments.learner.target, " would take it"));
+    result.checked.push_back(
+        absl::StrCat("the learner at ", arguments.learner.target, " would take it"));
   }
   if (spec.output_dir().empty()) resolved.clear_output_dir();
-  PrintPlan(resolved, checked, context);
+  PrintPlan(resolved, result, context);
   return absl::OkStatus();
 }
 

@@ -26,6 +26,7 @@ constexpr int kPollMs = 20;
 constexpr size_t kMaxPortFileBytes = 64 << 10;
 constexpr size_t kMaxLogBytes = 256 << 20;
 constexpr size_t kLogTailBytes = 2000;
+constexpr double kDrainShare = 0.75;
 
 std::string LogTail(const std::string& path) {
   const auto log = ReadFile(path, kMaxLogBytes);
@@ -104,7 +105,11 @@ absl::Status LocalCluster::StartAll() {
     absl::MutexLock lock(&mutex_);
     members_.push_back(std::move(member));
   };
-  std::vector<std::string> learner = {options_.learner_binary, "--root", options_.root};
+  // Most of the grace is the learner's, to bring its job to a stop; the rest is for its calls to
+  // end and for the rollouts.
+  std::vector<std::string> learner = {
+      options_.learner_binary, "--root", options_.root, "--drain-seconds",
+      absl::StrCat(absl::ToDoubleSeconds(options_.stop_grace * kDrainShare))};
   learner.insert(learner.end(), options_.learner_arguments.begin(),
                  options_.learner_arguments.end());
   add("learner", learner);

@@ -34,7 +34,8 @@ struct LocalClusterOptions {
   int max_restarts = 5;
   // The first wait before a restart; doubled each time.
   absl::Duration restart_delay = absl::Milliseconds(200);
-  // On Stop, before what is left is killed.
+  // On Stop, before what is left is killed; the learner is told to drain within three quarters of
+  // it.
   absl::Duration stop_grace = absl::Seconds(20);
   // Told what a person should know: a process that died and was restarted. On the cluster's thread.
   std::function<void(const std::string&)> on_notice = [](const std::string&) {};

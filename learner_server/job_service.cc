@@ -22,6 +22,7 @@ namespace {
 
 constexpr int kWorkers = 2;
 constexpr size_t kMaxWaitingRequests = 256;
+constexpr size_t kMaxWaitingCreations = 16;
 // Events read from the store at a time for one watcher.
 constexpr int kEventsPerRead = 64;
 
@@ -129,44 +130,54 @@ class RefusedWatch : public grpc::ServerWriteReactor<v1::TrainingJobEvent> {
 class JobService::Service : public v1::TrainingJobService::CallbackService {
  public:
   explicit Service(JobManager* manager)
-      : manager_(manager), requests_("job requests", QueueLimits{kMaxWaitingRequests}) {
-    for (int i = 0; i < kWorkers; ++i) workers_.emplace_back([this] { Work(); });
+      : manager_(manager),
+        requests_("job requests", QueueLimits{kMaxWaitingRequests}),
+        creations_("new jobs", QueueLimits{kMaxWaitingCreations}) {
+    for (int i = 0; i < kWorkers; ++i) workers_.emplace_back([this] { Work(requests_); });
+    workers_.emplace_back([this] { Work(creations_); });
   }
 
   ~Service() override {
     requests_.Close();
+    creations_.Close();
     for (std::thread& worker : workers_) worker.join();
   }
 
   grpc::ServerUnaryReactor* CreateTrainingJob(grpc::CallbackServerContext* context,
                                               const v1::CreateTrainingJobRequest* request,
                                               v1::TrainingJob* response) override {
-    return Answer(context, response, [this, request] { return manager_->Create(*request); });
+    return Answer(creations_, context, response,
+                  [this, request] { return manager_->Create(*request); });
   }
   grpc::ServerUnaryReactor* GetTrainingJob(grpc::CallbackServerContext* context,
                                            const v1::GetTrainingJobRequest* request,
                                            v1::TrainingJob* response) override {
-    return Answer(context, response, [this, request] { return manager_->Get(request->name()); });
+    return Answer(requests_, context, response,
+                  [this, request] { return manager_->Get(request->name()); });
   }
   grpc::ServerUnaryReactor* ListTrainingJobs(grpc::CallbackServerContext* context,
                                              const v1::ListTrainingJobsRequest* request,
                                              v1::ListTrainingJobsResponse* response) override {
-    return Answer(context, response, [this, request] { return manager_->List(*request); });
+    return Answer(requests_, context, response,
+                  [this, request] { return manager_->List(*request); });
   }
   grpc::ServerUnaryReactor* CancelTrainingJob(grpc::CallbackServerContext* context,
                                               const v1::CancelTrainingJobRequest* request,
                                               v1::TrainingJob* response) override {
-    return Answer(context, response, [this, request] { return manager_->Cancel(request->name()); });
+    return Answer(requests_, context, response,
+                  [this, request] { return manager_->Cancel(request->name()); });
   }
   grpc::ServerUnaryReactor* PauseTrainingJob(grpc::CallbackServerContext* context,
                                              const v1::PauseTrainingJobRequest* request,
                                              v1::TrainingJob* response) override {
-    return Answer(context, response, [this, request] { return manager_->Pause(request->name()); });
+    return Answer(requests_, context, response,
+                  [this, request] { return manager_->Pause(request->name()); });
   }
   grpc::ServerUnaryReactor* ResumeTrainingJob(grpc::CallbackServerContext* context,
                                               const v1::ResumeTrainingJobRequest* request,
                                               v1::TrainingJob* response) override {
-    return Answer(context, response, [this, request] { return manager_->Resume(request->name()); });
+    return Answer(requests_, context, response,
+                  [this, request] { return manager_->Resume(request->name()); });
   }
 
   grpc::ServerWriteReactor<v1::TrainingJobEvent>* WatchTrainingJob(
@@ -192,34 +203,37 @@ class JobService::Service : public v1::TrainingJobService::CallbackService {
   }
 
  private:
-  // Runs `call` on a worker and finishes with what it returns. Request and response live until
-  // then.
+  using Tasks = BoundedQueue<std::function<void()>>;
+
+  // Runs `call` on a worker of `tasks` and finishes with what it returns. Request and response live
+  // until then.
   template <class Response, class Call>
-  grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, Response* response,
-                                   Call call) {
+  grpc::ServerUnaryReactor* Answer(Tasks& tasks, grpc::CallbackServerContext* context,
+                                   Response* response, Call call) {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     std::function<void()> task = [reactor, response, call] {
       auto result = call();
       if (result.ok()) *response = *std::move(result);
       reactor->Finish(ToGrpcStatus(result.status()));
     };
-    if (!requests_.TryPush(task)) {
+    if (!tasks.TryPush(task)) {
       reactor->Finish(ToGrpcStatus(Error(absl::StatusCode::kResourceExhausted, "LEARNER_BUSY",
                                          "too many job requests wait; try again")));
     }
     return reactor;
   }
 
-  void Work() {
+  static void Work(Tasks& tasks) {
     for (;;) {
-      const auto task = requests_.Pop(absl::InfiniteFuture());
+      const auto task = tasks.Pop(absl::InfiniteFuture());
       if (!task.ok()) return;
       (*task)();
     }
   }
 
   JobManager* const manager_;
-  BoundedQueue<std::function<void()>> requests_;
+  Tasks requests_;
+  Tasks creations_;  // apart: the data of a new job may take long to read
   std::vector<std::thread> workers_;
   absl::Mutex watches_mutex_;
   std::list<std::weak_ptr<Watch>> watches_ ABSL_GUARDED_BY(watches_mutex_);

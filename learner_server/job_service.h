@@ -10,8 +10,9 @@ namespace halfstep {
 
 class JobManager;
 
-// Thread-safe. No call blocks a gRPC thread: requests run on two threads of its own, and watchers
-// are written to whenever their job has news and their client has taken the event before.
+// Thread-safe. No call blocks a gRPC thread: requests run on two threads of its own, the checks of
+// new jobs, one after the other, on a third, and watchers are written to whenever their job has
+// news and their client has taken the event before.
 class JobService {
  public:
   // `manager` must outlive it.

@@ -105,6 +105,7 @@ void LearnerServer::Impl::MakeParts() {
 
   TrainingJobRunnerOptions runner_options;
   runner_options.root = options.root;
+  runner_options.state = options.state;
   runner_options.incarnation = incarnation;
   runner_options.threads =
       options.threads > 0 ? options.threads
@@ -112,6 +113,7 @@ void LearnerServer::Impl::MakeParts() {
   runner_options.recompute = options.recompute_activations ? Recompute::kLayer : Recompute::kNone;
   runner_options.rollouts.no_rollout_timeout = options.no_rollout_timeout;
   runner_options.rollouts.group_timeout = options.group_timeout;
+  runner_options.rollouts.batch_timeout = options.batch_timeout;
   runner =
       std::make_unique<TrainingJobRunner>(std::move(runner_options), coordinator.get(), &metrics);
 
@@ -139,7 +141,8 @@ absl::Status LearnerServer::Impl::Listen() {
   HttpServerOptions http_options;
   http_options.address = options.http;
   http_options.metrics = [this] { return registry.Scrape(); };
-  http_options.live = [this] { return manager->Health(); };
+  // A restart mends no full disk, and would cost the running job its step.
+  http_options.live = [this] { return manager->Alive(); };
   http_options.ready = [this] {
     return serving ? manager->Health() : absl::UnavailableError("the learner is not serving");
   };
@@ -165,8 +168,10 @@ absl::StatusOr<std::unique_ptr<LearnerServer>> LearnerServer::Start(LearnerServe
   impl.options = std::move(options);
   HALFSTEP_RETURN_IF_ERROR(impl.OpenStore());
   impl.MakeParts();
+  // Whoever calls must find the jobs as they are.
+  HALFSTEP_RETURN_IF_ERROR(impl.manager->Recover());
   HALFSTEP_RETURN_IF_ERROR(impl.Listen());
-  HALFSTEP_RETURN_IF_ERROR(impl.manager->Start());
+  impl.manager->Start();
   impl.serving = true;
   impl.rpc->SetServing(true);
   HALFSTEP_RETURN_IF_ERROR(impl.WritePortFile());

@@ -26,6 +26,8 @@ struct LearnerServerOptions {
   absl::Duration group_timeout = absl::Minutes(10);
   // What a rollout that holds groups may go without progress before others get them.
   absl::Duration stuck_timeout = absl::Minutes(2);
+  // What all groups of a batch, or of an evaluation, may take together until a job pauses.
+  absl::Duration batch_timeout = absl::Hours(2);
   // Written once both ports are known: {"grpc": "host:port", "http": "host:port"}. Empty: no file.
   std::string port_file;
 };

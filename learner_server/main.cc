@@ -31,6 +31,7 @@ int main(int argc, char** argv) {
   double no_rollout_seconds = absl::ToDoubleSeconds(options.no_rollout_timeout);
   double group_seconds = absl::ToDoubleSeconds(options.group_timeout);
   double stuck_seconds = absl::ToDoubleSeconds(options.stuck_timeout);
+  double batch_seconds = absl::ToDoubleSeconds(options.batch_timeout);
   double drain_seconds = 60;
 
   CLI::App app("Runs Halfstep training jobs.");
@@ -60,6 +61,10 @@ int main(int argc, char** argv) {
                  "Seconds that a rollout may hold groups without progress before others get them")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  app.add_option("--batch-timeout", batch_seconds,
+                 "Seconds that the groups of a batch or evaluation may take before a job pauses")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   app.add_option("--port-file", options.port_file,
                  "Write the addresses that were chosen to this file, as JSON");
   app.add_option("--drain-seconds", drain_seconds,
@@ -77,6 +82,7 @@ int main(int argc, char** argv) {
   options.no_rollout_timeout = absl::Seconds(no_rollout_seconds);
   options.group_timeout = absl::Seconds(group_seconds);
   options.stuck_timeout = absl::Seconds(stuck_seconds);
+  options.batch_timeout = absl::Seconds(batch_seconds);
   auto server = halfstep::LearnerServer::Start(std::move(options));
   if (!server.ok()) return Fail(server.status());
   signal.WaitUntil(absl::InfiniteFuture());

@@ -14,6 +14,7 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/base/error_reason.h"
 #include "common/base/random_id.h"
 #include "common/base/status_macros.h"
@@ -114,6 +115,10 @@ absl::Status AppendLine(const std::string& path, const std::string& line) {
   if (fd < 0) return FileError(errno, "open", path);
   HALFSTEP_RETURN_IF_ERROR(WriteAndSync(fd, line + "\n", path));
   return existed ? absl::OkStatus() : SyncPath(FolderOf(path));
+}
+
+absl::Status AppendLines(const std::string& path, const std::vector<std::string>& lines) {
+  return lines.empty() ? absl::OkStatus() : AppendLine(path, absl::StrJoin(lines, "\n"));
 }
 
 absl::Status SyncPath(const std::string& path) {

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -24,6 +25,8 @@ absl::Status WriteFileAtomic(const std::string& path, const std::string& content
 
 // Appends `line` and a newline, durable on return; creates the file. `line` holds no newline.
 absl::Status AppendLine(const std::string& path, const std::string& line);
+// The same for several lines at once.
+absl::Status AppendLines(const std::string& path, const std::vector<std::string>& lines);
 
 // fsync of a file, or of a folder so that names made or renamed in it last.
 absl::Status SyncPath(const std::string& path);

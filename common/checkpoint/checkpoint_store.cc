@@ -11,6 +11,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "common/base/error_reason.h"
 #include "common/base/file.h"
 #include "common/base/status_macros.h"
 #include "kernels/check.h"
@@ -97,21 +98,27 @@ absl::StatusOr<std::vector<int64_t>> CheckpointStore::Steps() const {
 
 absl::StatusOr<CheckpointStore::Checkpoint> CheckpointStore::FindNewest() const {
   HALFSTEP_ASSIGN_OR_RETURN(const std::vector<int64_t> steps, Steps());
+  if (steps.empty()) {
+    return absl::NotFoundError(absl::StrCat("'", root_, "' holds no checkpoint"));
+  }
   Checkpoint found;
   for (const int64_t step : steps) {
-    found.step = step;
-    found.path = PathOf(step);
-    const absl::Status verified = VerifyDirectory(found.path);
-    if (verified.ok()) return found;
+    const absl::Status verified = VerifyDirectory(PathOf(step));
+    if (verified.ok()) {
+      found.step = step;
+      found.path = PathOf(step);
+      for (Rejected& rejected : found.rejected) {
+        HALFSTEP_ASSIGN_OR_RETURN(rejected.path, SetAside(rejected.path));
+      }
+      return found;
+    }
     if (!absl::IsDataLoss(verified)) return verified;
-    HALFSTEP_ASSIGN_OR_RETURN(std::string aside, SetAside(found.path));
-    found.rejected.push_back({std::move(aside), std::string(verified.message())});
+    found.rejected.push_back({PathOf(step), std::string(verified.message())});
   }
-  std::string message = absl::StrCat("'", root_, "' holds no checkpoint");
-  for (const Rejected& rejected : found.rejected) {
-    absl::StrAppend(&message, "; rejected ", rejected.path, ": ", rejected.reason);
-  }
-  return absl::NotFoundError(message);
+  std::string message = absl::StrCat("no checkpoint in '", root_, "' verifies");
+  for (const Rejected& rejected : found.rejected) absl::StrAppend(&message, "; ", rejected.reason);
+  absl::StrAppend(&message, "; put back one that does, or remove them all to start over");
+  return Error(absl::StatusCode::kDataLoss, "NO_SOUND_CHECKPOINT", message);
 }
 
 absl::Status CheckpointStore::Prune(int64_t keep) const {

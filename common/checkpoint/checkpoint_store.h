@@ -36,9 +36,10 @@ class CheckpointStore {
   // they were.
   absl::Status Commit(AtomicDirectoryWriter writer) const;
 
-  // The newest checkpoint whose files all match their digests. One that fails is renamed
-  // ".corrupt". NOT_FOUND when none is left; an I/O error that is not about contents is returned as
-  // it is.
+  // The newest checkpoint whose files all match their digests; newer ones are renamed ".corrupt".
+  // NOT_FOUND when there is none. DATA_LOSS, reason NO_SOUND_CHECKPOINT, when there are some and
+  // none verifies: they stay as they are, so that nobody takes the run for a new one. An I/O error
+  // that is not about contents is returned as it is.
   absl::StatusOr<Checkpoint> FindNewest() const;
 
   // Removes the oldest checkpoints down to `keep` (at least 2), after verifying those that stay;

@@ -244,7 +244,11 @@ void Parser::ReadNumber(const YAML::Node& node, const std::string& path,
   uint64_t unsigned_value = 0;
   if (readable && field->cpp_type() == FieldDescriptor::CPPTYPE_INT64 &&
       absl::SimpleAtoi(node.Scalar(), &signed_value)) {
-    reflection.SetInt64(message, field, signed_value);
+    if (field->is_repeated()) {
+      reflection.AddInt64(message, field, signed_value);
+    } else {
+      reflection.SetInt64(message, field, signed_value);
+    }
   } else if (readable && field->cpp_type() == FieldDescriptor::CPPTYPE_UINT64 &&
              absl::SimpleAtoi(node.Scalar(), &unsigned_value)) {
     reflection.SetUInt64(message, field, unsigned_value);

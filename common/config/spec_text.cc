@@ -47,6 +47,8 @@ Json ListOf(const Message& message, const FieldDescriptor* field) {
   for (int i = 0; i < reflection.FieldSize(message, field); ++i) {
     if (field->cpp_type() == FieldDescriptor::CPPTYPE_DOUBLE) {
       list.push_back(reflection.GetRepeatedDouble(message, field, i));
+    } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_INT64) {
+      list.push_back(reflection.GetRepeatedInt64(message, field, i));
     } else {
       list.push_back(reflection.GetRepeatedString(message, field, i));
     }

@@ -213,6 +213,7 @@ void Validator::CheckSupervised() {
   const auto refuse = [this](const char* field, bool given) {
     if (given) Add(field, "has no meaning for objective sft; remove it");
   };
+  refuse("save_samples", spec_.save_samples());
   refuse("data.eval", !spec_.data().eval().empty());
   refuse("reward", spec_.has_reward());
   refuse("algorithm", spec_.has_algorithm());
@@ -285,8 +286,7 @@ void Validator::CheckLossScale() {
       if (given) Add(field, "has no meaning for preset static, whose scale stays; remove it");
     };
     refuse("loss_scale.factors", !scale.factors().empty());
-    refuse("loss_scale.interval", scale.has_interval());
-    refuse("loss_scale.hysteresis", scale.has_hysteresis());
+    refuse("loss_scale.patience", !scale.patience().empty());
     refuse("loss_scale.range", !scale.range().empty());
   }
   if (scale.has_initial() && !IsScale(scale.initial())) {
@@ -303,8 +303,14 @@ void Validator::CheckLossScale() {
             "]; it is [growth, backoff], powers of two, growth at least 1 and backoff at most "
             "0.5, such as [2, 0.5]"));
   }
-  if (scale.has_interval()) Range("loss_scale.interval", scale.interval(), 1, kMaxSteps);
-  if (scale.has_hysteresis()) Range("loss_scale.hysteresis", scale.hysteresis(), 1, kMaxSteps);
+  const auto steps = [](int64_t value) { return value >= 1 && value <= kMaxSteps; };
+  if (!scale.patience().empty() &&
+      !(scale.patience_size() == 2 && steps(scale.patience(0)) && steps(scale.patience(1)))) {
+    Add("loss_scale.patience",
+        absl::StrCat("is [", absl::StrJoin(scale.patience(), ", "),
+                     "]; it is [good steps before growth, overflows before a cut], each 1 to ",
+                     kMaxSteps, ", such as [400, 1]"));
+  }
   CheckScaleRange();
 }
 

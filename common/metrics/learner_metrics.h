@@ -15,6 +15,7 @@ struct LearnerMetrics {
   Labelled<prometheus::Histogram> step_duration;  // by metric::kPhases
   Labelled<prometheus::Counter> tokens;           // by metric::kTokenKinds
   prometheus::Counter& samples;
+  prometheus::Counter& samples_trained;
   Labelled<prometheus::Counter> samples_dropped;  // by metric::kDropReasons
   prometheus::Gauge& samples_buffered;
   prometheus::Counter& groups_reassigned;

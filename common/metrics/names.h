@@ -141,7 +141,10 @@ inline constexpr MetricInfo kTokens = {
     "kind", kTokenKinds};
 inline constexpr MetricInfo kSamples = {
     "halfstep_learner_samples_total", MetricType::kCounter,
-    "Training samples that arrived: trained on, dropped and buffered ones add up to it."};
+    "Training samples that arrived, those of the running job's checkpoint included: trained, "
+    "dropped and buffered ones add up to it."};
+inline constexpr MetricInfo kSamplesTrained = {"halfstep_learner_samples_trained_total",
+                                               MetricType::kCounter, "Samples trained on."};
 inline constexpr MetricInfo kSamplesDropped = {
     "halfstep_learner_samples_dropped_total", MetricType::kCounter,
     "Samples not trained on, by reason.", "reason", kDropReasons};
@@ -214,7 +217,8 @@ inline constexpr MetricInfo kCompletionLength = {"halfstep_completion_length_tok
                                                  {},
                                                  kCountBuckets};
 inline constexpr MetricInfo kJobState = {"halfstep_job_state", MetricType::kGauge,
-                                         "1 for the state of the newest unfinished job, else 0.",
+                                         "1 for the state of the running job, or of the last that "
+                                         "waits (paused or queued), or of the newest; else 0.",
                                          "state", kJobStates};
 
 // ---- both servers
@@ -259,6 +263,7 @@ inline constexpr auto kAll = std::to_array<Entry>({
     {MetricHome::kLearner, &kStepDuration},
     {MetricHome::kLearner, &kTokens},
     {MetricHome::kLearner, &kSamples},
+    {MetricHome::kLearner, &kSamplesTrained},
     {MetricHome::kLearner, &kSamplesDropped},
     {MetricHome::kLearner, &kSamplesBuffered},
     {MetricHome::kLearner, &kGroupsReassigned},

@@ -36,6 +36,7 @@ LearnerMetrics::LearnerMetrics(Registry& registry)
       step_duration(registry.Histograms(metric::kStepDuration)),
       tokens(registry.Counters(metric::kTokens)),
       samples(registry.Counter(metric::kSamples)),
+      samples_trained(registry.Counter(metric::kSamplesTrained)),
       samples_dropped(registry.Counters(metric::kSamplesDropped)),
       samples_buffered(registry.Gauge(metric::kSamplesBuffered)),
       groups_reassigned(registry.Counter(metric::kGroupsReassigned)),

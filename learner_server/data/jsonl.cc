@@ -2,8 +2,10 @@
 #include "learner_server/data/jsonl.h"
 
 #include <cerrno>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <system_error>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -52,17 +54,40 @@ absl::StatusOr<JsonlRow> ReadRow(const std::string& text, const std::vector<std:
   return row;
 }
 
+// A pipe would be waited for and a device may never end, so only files are opened.
+absl::Status CheckFile(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::file_status status = std::filesystem::status(path, error);
+  if (error) return FileError(error.value(), "open", path);
+  if (!std::filesystem::is_regular_file(status)) {
+    return absl::InvalidArgumentError(absl::StrCat("'", path, "' is not a regular file"));
+  }
+  const uintmax_t size = std::filesystem::file_size(path, error);
+  if (error) return FileError(error.value(), "inspect", path);
+  if (size <= kMaxDatasetBytes) return absl::OkStatus();
+  return Error(
+      absl::StatusCode::kResourceExhausted, "DATASET_TOO_LARGE",
+      absl::StrCat(path, " has ", size, " bytes; a learner holds its data in memory and takes ",
+                   kMaxDatasetBytes, "; train on a part of it"));
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<JsonlRow>> ReadJsonl(const std::string& path,
                                                 const std::vector<std::string>& columns) {
+  HALFSTEP_RETURN_IF_ERROR(CheckFile(path));
   std::ifstream file(path);
   if (!file) return FileError(errno, "open", path);
   std::vector<JsonlRow> rows;
+  std::vector<char> buffer(kMaxLineBytes + 1);  // with the zero that getline puts at the end
   std::string text;
-  for (int64_t line = 1; std::getline(file, text); ++line) {
+  for (int64_t line = 1; file.peek() != std::ifstream::traits_type::eof(); ++line) {
+    file.getline(buffer.data(), static_cast<std::streamsize>(buffer.size()));
+    if (file.bad()) break;
+    if (file.fail()) return RowError(path, line, "longer than 16 MiB");
+    // A newline is counted, the end of the file is not.
+    text.assign(buffer.data(), static_cast<size_t>(file.gcount()) - (file.eof() ? 0 : 1));
     if (text.find_first_not_of(" \t\r") == std::string::npos) continue;
-    if (text.size() > kMaxLineBytes) return RowError(path, line, "longer than 16 MiB");
     absl::StatusOr<JsonlRow> row = ReadRow(text, columns);
     if (!row.ok()) return RowError(path, line, std::string(row.status().message()));
     row->line = line;

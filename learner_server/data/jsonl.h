@@ -11,6 +11,8 @@
 
 namespace halfstep {
 
+inline constexpr uint64_t kMaxDatasetBytes = uint64_t{1} << 30;
+
 struct JsonlRow {
   int64_t line = 0;                  // from 1
   std::vector<std::string> columns;  // in the order they were asked for
@@ -18,8 +20,10 @@ struct JsonlRow {
 
 // Reads the named columns of every row; blank lines are skipped. A column holds a string, or a
 // number, which is taken as it is written. INVALID_ARGUMENT "path:line: ..." for a line that is not
-// an object and for a column that is missing or holds something else (naming the columns there
-// are); the reason is EMPTY_DATASET when there is no row.
+// an object, for one that is too long, and for a column that is missing or holds something else
+// (naming the columns there are); the reason is EMPTY_DATASET when there is no row.
+// RESOURCE_EXHAUSTED (reason DATASET_TOO_LARGE) for a file that is not to be held in memory:
+// kMaxDatasetBytes.
 absl::StatusOr<std::vector<JsonlRow>> ReadJsonl(const std::string& path,
                                                 const std::vector<std::string>& columns);
 

@@ -79,6 +79,11 @@ JobEvent EventOf(const absl::StatusOr<RunResult>& result) {
   return JobEvent::kRunFailed;
 }
 
+// In line: new, resumed, or taken up again after a restart of the learner.
+bool WaitsToRun(JobState state) {
+  return state == Job::STATE_QUEUED || state == Job::STATE_STARTING;
+}
+
 // Reason and message that go with the end of a run.
 ErrorReason WhyItEnded(const absl::StatusOr<RunResult>& result, JobEvent event,
                        std::string* message) {
@@ -118,15 +123,13 @@ JobManager::~JobManager() {
   if (thread_.joinable()) thread_.join();
 }
 
-absl::Status JobManager::Start() {
+void JobManager::Start() {
   absl::MutexLock lock(&mutex_);
-  HALFSTEP_RETURN_IF_ERROR(Recover());
-  ExportState();
   thread_ = std::thread(&JobManager::Loop, this);
-  return absl::OkStatus();
 }
 
 absl::Status JobManager::Recover() {
+  absl::MutexLock lock(&mutex_);
   HALFSTEP_ASSIGN_OR_RETURN(
       std::vector<Job> found,
       options_.store->InStates({Job::STATE_STARTING, Job::STATE_RUNNING, Job::STATE_PAUSING,
@@ -144,8 +147,9 @@ absl::Status JobManager::Recover() {
                        : "the learner has restarted; the job's last checkpoint stays");
       HALFSTEP_RETURN_IF_ERROR(options_.store->Update(job, event).status());
     }
-    if (next == Job::STATE_STARTING || next == Job::STATE_QUEUED) queue_.push_back(job.name());
+    if (WaitsToRun(next)) queue_.push_back(job.name());
   }
+  ExportState();
   return absl::OkStatus();
 }
 
@@ -169,6 +173,7 @@ void JobManager::Loop() {
         continue;
       }
       epoch = *activated;
+      if (epoch == 0) continue;
       job = *active_;
       ExportState();
     }
@@ -184,6 +189,10 @@ void JobManager::Loop() {
 
 absl::StatusOr<uint64_t> JobManager::Activate() {
   HALFSTEP_ASSIGN_OR_RETURN(Job job, options_.store->Get(queue_.front()));
+  if (!WaitsToRun(job.state())) {
+    queue_.pop_front();
+    return 0;
+  }
   HALFSTEP_ASSIGN_OR_RETURN(const uint64_t epoch, options_.store->NextEpoch());
   if (job.state() == Job::STATE_QUEUED) {
     const auto event = SetState(job, *NextState(job.state(), JobEvent::kPicked), "", "");
@@ -335,6 +344,9 @@ absl::StatusOr<Job> JobManager::RequestOfActive(JobState next) {
 }
 
 absl::StatusOr<Job> JobManager::RequestOfWaiting(Job job, JobState next) {
+  // Nobody runs it who would have to stop first.
+  if (next == Job::STATE_PAUSING) next = Job::STATE_PAUSED;
+  if (next == Job::STATE_CANCELLING) next = Job::STATE_CANCELLED;
   const auto event = SetState(job, next, "", "");
   if (next == Job::STATE_QUEUED) {
     HALFSTEP_RETURN_IF_ERROR(options_.store->UpdateAndQueue(job, event).status());
@@ -469,8 +481,13 @@ void JobManager::ExportState() {
   if (active_) {
     state = JobStateName(active_->state());
   } else {
-    const auto waiting = options_.store->InStates({Job::STATE_PAUSED, Job::STATE_QUEUED});
-    if (waiting.ok() && !waiting->empty()) state = JobStateName(waiting->back().state());
+    auto shown = options_.store->InStates({Job::STATE_PAUSED, Job::STATE_QUEUED});
+    // Nothing waits: how it ended stays to be seen.
+    if (shown.ok() && shown->empty()) {
+      auto newest = options_.store->List(1, 0);
+      if (newest.ok()) shown = std::move(newest->jobs);
+    }
+    if (shown.ok() && !shown->empty()) state = JobStateName(shown->back().state());
   }
   std::transform(state.begin(), state.end(), state.begin(), absl::ascii_tolower);
   options_.metrics->job_state.SetOnly(state);
@@ -484,6 +501,11 @@ absl::Status JobManager::Stop(absl::Duration grace) {
   }
   if (loop_ended_.WaitForNotificationWithTimeout(grace)) return absl::OkStatus();
   return absl::DeadlineExceededError("the running job has not stopped within its grace time");
+}
+
+absl::Status JobManager::Alive() const {
+  if (!loop_ended_.HasBeenNotified()) return absl::OkStatus();
+  return absl::UnavailableError("the learner has stopped running jobs");
 }
 
 absl::Status JobManager::Health() const {

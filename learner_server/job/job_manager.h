@@ -56,8 +56,11 @@ class JobManager {
   // Stops first, waiting as long as the run takes to notice.
   ~JobManager();
 
-  // Takes up what the store holds: a job that was running goes on first, then the queue. Call once.
-  absl::Status Start();
+  // Takes up what the store holds: a job that was running goes on first, then the queue. Call once,
+  // before any other call.
+  absl::Status Recover();
+  // Begins to run jobs. Call once, after Recover.
+  void Start();
 
   // Validates and enqueues. The same request id again gives the job of the first call. With
   // `validate_only` nothing is stored and the job has no name. INVALID_ARGUMENT carries all
@@ -86,16 +89,18 @@ class JobManager {
   // DEADLINE_EXCEEDED when the run has not stopped by then.
   absl::Status Stop(absl::Duration grace);
 
-  // Why the manager cannot do its work at present, such as a full disk; OK when it can.
+  // Why the manager cannot do its work at present, such as a full disk; OK when it can. It gets
+  // well by itself once the store can be written.
   absl::Status Health() const;
+  // Not OK when jobs will never run again in this process: only another one helps.
+  absl::Status Alive() const;
 
  private:
   class Control;
 
   void Loop();
-  absl::Status Recover() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Takes the first of the queue; the epoch of its run, or nothing when the store cannot be
-  // written.
+  // Takes the first of the queue: the epoch of its run, 0 when it does not wait to be run any more.
+  // An error when the store cannot be written; the queue is then as it was.
   absl::StatusOr<uint64_t> Activate() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void FinishRun(const absl::StatusOr<RunResult>& result, const v1::RunSummary& summary);
   absl::StatusOr<v1::TrainingJob> Request(const std::string& name, JobEvent event,

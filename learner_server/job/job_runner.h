@@ -17,7 +17,8 @@ class TrainingJobSpec;
 
 namespace halfstep {
 
-// What the manager wants of a running job. Checked between steps and inside every wait.
+// What the manager wants of a running job. Checked between steps, between the micro-batches of a
+// batch that has changed no weights yet, and inside every wait.
 enum class RunRequest { kNone, kPause, kCancel, kStop };
 
 // Thread-safe. Handed to the run by the manager.

@@ -11,6 +11,7 @@
 #include "absl/time/time.h"
 #include "learner_server/data/batcher.h"
 #include "learner_server/training/run_progress.h"
+#include "learner_server/training/sample_log.h"
 
 namespace halfstep {
 
@@ -34,6 +35,8 @@ struct TrainBatch {
   std::vector<std::vector<TrainSequence>> updates;  // one list for each optimizer step
   int64_t rows_consumed = 0;                        // of the data order
   BatchStatistics statistics;
+  // Every response in canonical order, where the job saves its samples.
+  std::vector<SampleRecord> samples;
   absl::Duration wait_time;   // for samples
   absl::Duration score_time;  // for scores, once all samples were there
 };

@@ -72,8 +72,10 @@ absl::StatusOr<LossScaleOptions> LossScaleOf(const v1::TrainingJobSpec& spec, DT
     options.growth = static_cast<float>(scale.factors(0));
     options.backoff = static_cast<float>(scale.factors(1));
   }
-  if (scale.has_interval()) options.interval = scale.interval();
-  if (scale.has_hysteresis()) options.hysteresis = scale.hysteresis();
+  if (scale.patience_size() == 2) {
+    options.interval = scale.patience(0);
+    options.hysteresis = scale.patience(1);
+  }
   if (scale.range_size() == 2) {
     options.minimum = static_cast<float>(scale.range(0));
     options.maximum = static_cast<float>(scale.range(1));
@@ -134,6 +136,7 @@ absl::StatusOr<JobSettings> MakeJobSettings(const v1::TrainingJobSpec& spec,
   settings.updates = spec.batch().updates();
   settings.lag = spec.batch().lag();
   settings.permute_rewards = spec.reward().permute();
+  settings.save_samples = spec.save_samples();
   settings.sampling.temperature = static_cast<float>(spec.sampling().temperature());
   settings.sampling.max_new_tokens = static_cast<int32_t>(spec.sampling().max_new_tokens());
   settings.sampling.stop_strings = {spec.sampling().stop().begin(), spec.sampling().stop().end()};

@@ -42,6 +42,7 @@ struct JobSettings {
   int64_t updates = 1;
   int64_t lag = 0;
   bool permute_rewards = false;
+  bool save_samples = false;
   SamplingParams sampling;
 
   TrainStepOptions train_step;

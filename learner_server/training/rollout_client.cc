@@ -60,9 +60,10 @@ absl::StatusOr<CollectedGroups> RolloutClient::Collect(const std::vector<GroupKe
       return CollectedGroups{buffer_.Take(groups), all_received - start, now - all_received};
     }
     if (!progress.lost.ok()) {
-      return Error(absl::StatusCode::kAborted, "GROUP_LOST",
-                   absl::StrCat("a group was given up by every rollout that got it: ",
-                                progress.lost.message()));
+      return Error(
+          absl::StatusCode::kAborted, "GROUP_LOST",
+          absl::StrCat("a group was given up by every rollout that got it: ",
+                       progress.lost.message(), "; look at the rollouts' logs and resume the job"));
     }
     if (control_->request() != RunRequest::kNone) {
       return absl::CancelledError("asked to stop while waiting for samples");
@@ -72,7 +73,8 @@ absl::StatusOr<CollectedGroups> RolloutClient::Collect(const std::vector<GroupKe
           absl::StatusCode::kDeadlineExceeded, "BATCH_TIMEOUT",
           absl::StrCat("after ", absl::FormatDuration(options_.batch_timeout), ", ",
                        progress.received, " of ", progress.expected, " samples have come and ",
-                       progress.scored, " are scored; waiting for ", pool_->Status().waiting_for));
+                       progress.scored, " are scored; waiting for ", pool_->Status().waiting_for,
+                       "; resume the job with more rollouts or a longer --batch-timeout"));
     }
     // Samples may all be there and only their scores missing: then no rollout is needed.
     if (progress.received < progress.expected) HALFSTEP_RETURN_IF_ERROR(CheckRollouts(now));

@@ -129,6 +129,11 @@ absl::StatusOr<TrainBatch> MakeTrainBatch(const JobSettings& settings, int64_t s
   if (settings.permute_rewards) PermuteScores(settings, step, &scores);
   MeasureScores(scores, settings.samples, &batch.statistics);
 
+  if (settings.save_samples) {
+    for (const Trajectory& trajectory : trajectories) {
+      batch.samples.push_back(RecordOf(trajectory));
+    }
+  }
   const size_t group_size = static_cast<size_t>(settings.samples);
   const size_t groups = scores.size() / group_size;
   const size_t groups_per_update = groups / static_cast<size_t>(settings.updates);
@@ -140,6 +145,7 @@ absl::StatusOr<TrainBatch> MakeTrainBatch(const JobSettings& settings, int64_t s
     for (size_t i = 0; i < group_size; ++i) {
       const size_t at = group * group_size + i;
       if (!scores[at]) continue;
+      if (settings.save_samples) batch.samples[at].advantage = advantages[i];
       batch.updates[group / groups_per_update].push_back(
           MakeSequence(std::move(trajectories[at]), advantages[i]));
     }
@@ -158,6 +164,8 @@ absl::StatusOr<TrainBatch> RolloutSource::Next(int64_t step, const RunProgress& 
                             MakeTrainBatch(settings_, step, std::move(collected.trajectories)));
   batch.wait_time = collected.wait_time;
   batch.score_time = collected.score_time;
+  for (SampleRecord& sample : batch.samples) sample.row = rows_.at(sample.group);
+  for (const GroupKey& key : KeysOf(step)) rows_.erase(key.ordinal);
   return batch;
 }
 
@@ -185,6 +193,7 @@ void RolloutSource::Dispatch(int64_t step, const RunProgress& progress) {
     task.assignment.seed = settings_.seed;
     task.assignment.version = version;
     task.answer = row.target;
+    rows_[key.ordinal] = row.line;
   }
   client_->Assign(std::move(tasks));
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "learner_server/data/prompt_dataset.h"
@@ -17,7 +18,8 @@ uint64_t GeneratingVersion(const RunProgress& progress, int64_t step, int64_t la
 
 // Advantages, statistics and sequences of a batch whose groups have `samples` trajectories each, in
 // canonical order. Responses without a score take no part. FAILED_PRECONDITION, reason
-// REWARDS_MISSING, when more than half of the batch has none.
+// REWARDS_MISSING, when more than half of the batch has none. The rows of saved samples are left to
+// the caller.
 absl::StatusOr<TrainBatch> MakeTrainBatch(const JobSettings& settings, int64_t step,
                                           std::vector<Trajectory> trajectories);
 
@@ -42,7 +44,8 @@ class RolloutSource final : public BatchSource {
   const int64_t max_positions_;
   PromptDataset* const dataset_;
   RolloutClient* const client_;
-  int64_t dispatched_ = -1;  // the last step whose groups were assigned; -1: none yet
+  int64_t dispatched_ = -1;           // the last step whose groups were assigned; -1: none yet
+  std::map<uint64_t, int64_t> rows_;  // by group: the line of its prompt, until its batch is made
 };
 
 }  // namespace halfstep

@@ -3,10 +3,12 @@
 //
 //   job.json        the resolved job          checkpoints/step_N/   see train_checkpoint.h
 //   metrics.jsonl   a line per step           model/                the trained model, at the end
+//   samples.jsonl   a line per response, where the job saves them
 #pragma once
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -29,9 +31,11 @@ class RunFolder {
 
   absl::Status WriteJob(const std::string& json) const;
   absl::Status AppendMetrics(const std::string& line) const;
-  // Drops what a run that did not finish wrote after `step`: lines of later steps and a torn last
-  // line.
-  absl::Status CutMetricsAfter(int64_t step) const;
+  absl::Status AppendSamples(const std::vector<std::string>& lines) const;
+  // Drop what a run that did not finish wrote after `step`: lines of later steps and a torn last
+  // line. Of evaluations those after `evaluated_step` are dropped, for they will be made again.
+  absl::Status CutMetricsAfter(int64_t step, int64_t evaluated_step) const;
+  absl::Status CutSamplesAfter(int64_t step) const;
 
  private:
   RunFolder(std::string path, int lock) : path_(std::move(path)), lock_(lock) {}
@@ -42,5 +46,11 @@ class RunFolder {
 
 // What Open would say about `path`, without making or locking anything.
 absl::Status CheckRunFolder(const std::string& path, const std::string& job_id);
+
+// Whether a run may have its folder at `path`, which lies below `root` (both real paths).
+// FAILED_PRECONDITION, reason OUTPUT_DIR_NOT_ALLOWED, when it lies in the run folder of another job
+// or is, or lies in, the folder of the job store, `state`; empty: there is none.
+absl::Status CheckRunPlace(const std::string& path, const std::string& root,
+                           const std::string& state);
 
 }  // namespace halfstep

@@ -38,7 +38,8 @@ std::string ToJson(const RunProgress& progress) {
             {"max_abs_logprob_diff", progress.max_abs_logprob_diff},
             {"samples_by_rollout", progress.samples_by_rollout},
             {"groups_reassigned", progress.groups_reassigned},
-            {"train_seconds", progress.train_seconds}};
+            {"train_seconds", progress.train_seconds},
+            {"evaluated_step", progress.evaluated_step}};
   PutOptional(json, "base_accuracy", progress.base_accuracy);
   PutOptional(json, "base_greedy", progress.base_greedy);
   PutOptional(json, "final_accuracy", progress.final_accuracy);
@@ -64,6 +65,7 @@ absl::StatusOr<RunProgress> RunProgressFromJson(const std::string& text) {
     json.at("samples_by_rollout").get_to(progress.samples_by_rollout);
     json.at("groups_reassigned").get_to(progress.groups_reassigned);
     json.at("train_seconds").get_to(progress.train_seconds);
+    json.at("evaluated_step").get_to(progress.evaluated_step);
     progress.base_accuracy = GetOptional(json, "base_accuracy");
     progress.base_greedy = GetOptional(json, "base_greedy");
     progress.final_accuracy = GetOptional(json, "final_accuracy");

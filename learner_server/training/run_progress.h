@@ -37,6 +37,7 @@ struct RunProgress {
   std::map<std::string, int64_t> samples_by_rollout;
   int64_t groups_reassigned = 0;
   double train_seconds = 0;
+  int64_t evaluated_step = -1;  // after which the last evaluation was; -1: there was none
   std::optional<double> base_accuracy, base_greedy, final_accuracy, final_greedy;
 
   friend bool operator==(const RunProgress&, const RunProgress&) = default;

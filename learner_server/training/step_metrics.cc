@@ -134,11 +134,6 @@ std::map<std::string, double> MetricsOf(const StepRecord& record) {
   };
   AddRewards(record.batch, &metrics);
   AddMismatch(record.mismatch, &metrics);
-  if (record.evaluation) {
-    metrics["eval_accuracy"] = record.evaluation->accuracy;
-    metrics["eval_greedy"] = record.evaluation->greedy;
-    metrics["time_evaluate"] = absl::ToDoubleSeconds(record.evaluation->time);
-  }
   return metrics;
 }
 
@@ -188,9 +183,6 @@ void Export(const StepRecord& record, LearnerMetrics* metrics) {
   metrics->mismatch_tokens.Increment(static_cast<double>(record.mismatch.tokens_compared));
   for (const int64_t length : record.batch.lengths) {
     metrics->completion_length.Observe(static_cast<double>(length));
-  }
-  for (const auto& [reason, count] : record.batch.samples_dropped) {
-    metrics->samples_dropped[reason].Increment(static_cast<double>(count));
   }
   for (const auto& [outcome, count] : record.batch.reward_outcomes) {
     metrics->reward_outcomes[outcome].Increment(static_cast<double>(count));

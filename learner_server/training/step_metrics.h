@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <map>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,7 +30,6 @@ struct StepRecord {
   absl::Duration score_time;
   absl::Duration publish_time;
   absl::Duration total_time;
-  std::optional<EvaluationResult> evaluation;
 
   int64_t tokens_trained() const;
   int64_t updates_applied() const;
@@ -43,7 +41,7 @@ std::map<std::string, double> MetricsOf(const StepRecord& record);
 // One line of metrics.jsonl, without the newline: the metrics, and the name of the first parameter
 // with a non-finite gradient when a step was skipped.
 std::string MetricsLine(const StepRecord& record);
-// The line of an evaluation before the first step.
+// The line of an evaluation after `step`; 0: before the first.
 std::string EvaluationLine(int64_t step, const EvaluationResult& evaluation);
 
 void Export(const StepRecord& record, LearnerMetrics* metrics);

@@ -61,7 +61,8 @@ TrainStep::TrainStep(const ExecContext& ctx, const TrainStepOptions& options, Tr
       gradients_(state->master.shared_layout()) {}
 
 absl::StatusOr<OptimizerStepReport> TrainStep::Run(std::span<const TrainSequence> sequences,
-                                                   MismatchStatistics* mismatch) {
+                                                   MismatchStatistics* mismatch,
+                                                   const std::function<bool()>& stop) {
   OptimizerStepReport report;
   report.loss_scale = state_->scaler.scale();
   if (sequences.empty()) return report;
@@ -85,6 +86,9 @@ absl::StatusOr<OptimizerStepReport> TrainStep::Run(std::span<const TrainSequence
         PackMicroBatches(sequences, pass == Pass::kForward ? without_gradient : with_gradient,
                          options_.micro_batch_tokens);
     for (const MicroBatch& micro : micro_batches) {
+      if (stop != nullptr && stop()) {
+        return absl::CancelledError("asked to stop between two micro-batches");
+      }
       HALFSTEP_RETURN_IF_ERROR(RunMicroBatch(sequences, micro, pass, mismatch, &report));
     }
   }

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 
@@ -62,9 +63,11 @@ class TrainStep {
   // Trains on `sequences`, all of which enter the loss and its denominators. `mismatch`, if not
   // null, gets the log-probs of sequences that have behaviour log-probs. Fails with reason
   // NON_FINITE_LOSS when the forward itself is not finite, and with the scaler's reasons; the
-  // weights are then as before.
+  // weights are then as before. CANCELLED, with nothing of the state changed, once `stop`, which is
+  // asked before every micro-batch, says so; empty: never.
   absl::StatusOr<OptimizerStepReport> Run(std::span<const TrainSequence> sequences,
-                                          MismatchStatistics* mismatch);
+                                          MismatchStatistics* mismatch,
+                                          const std::function<bool()>& stop = nullptr);
 
  private:
   struct Scores;

@@ -14,6 +14,24 @@
 #include "learner_server/training/rollout_source.h"
 
 namespace halfstep {
+namespace {
+
+// Failures of what is around the run: it is sound, and can go on once somebody has helped.
+bool MayGoOnLater(const absl::Status& status) {
+  const std::string reason = ReasonOf(status);
+  return reason == "NO_ROLLOUT" || reason == "GROUP_LOST" || reason == "BATCH_TIMEOUT" ||
+         reason == "DISK_FULL";
+}
+
+void CountEarlierSamples(const RunProgress& progress, LearnerMetrics* metrics) {
+  metrics->samples.Increment(static_cast<double>(progress.samples_admitted));
+  metrics->samples_trained.Increment(static_cast<double>(progress.samples_trained));
+  for (const auto& [reason, count] : progress.samples_dropped) {
+    metrics->samples_dropped[reason].Increment(static_cast<double>(count));
+  }
+}
+
+}  // namespace
 
 Trainer::Trainer(TrainerParts parts)
     : parts_(std::move(parts)),
@@ -22,12 +40,14 @@ Trainer::Trainer(TrainerParts parts)
       groups_reassigned_before_(parts_.progress->groups_reassigned) {}
 
 absl::StatusOr<RunResult> Trainer::Run() {
+  if (parts_.count_earlier_samples) CountEarlierSamples(*parts_.progress, parts_.metrics);
   const absl::Status status = Train();
+  CountAbandonedSamples();
   RunResult result;
   if (status.ok()) return result;
   const RunRequest request = parts_.control->request();
   if (absl::IsCancelled(status) && request != RunRequest::kNone) return EndEarly(request);
-  if (ReasonOf(status) == "NO_ROLLOUT") {
+  if (MayGoOnLater(status)) {
     result = EndEarly(RunRequest::kPause);
     result.reason = ReasonOf(status);
     result.message = std::string(status.message());
@@ -46,11 +66,8 @@ absl::Status Trainer::Train() {
   parts_.metrics->last_step_timestamp.Set(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
   for (const auto& older : published_) parts_.client->Publish(older);
   HALFSTEP_RETURN_IF_ERROR(PublishCurrent());
-  if (progress.step == 0 && parts_.eval_prompts != nullptr && !progress.base_accuracy) {
-    std::optional<EvaluationResult> base;
-    HALFSTEP_RETURN_IF_ERROR(EvaluateNow(&base));
-    AppendMetrics(EvaluationLine(0, *base));
-  }
+  // Before the first step, or where an earlier attempt was stopped.
+  HALFSTEP_RETURN_IF_ERROR(EvaluateIfDue());
   const int64_t checkpoint_every = parts_.settings->checkpoint_every;
   while (progress.step < parts_.settings->steps) {
     if (parts_.control->request() != RunRequest::kNone) {
@@ -58,11 +75,8 @@ absl::Status Trainer::Train() {
     }
     StepRecord record;
     HALFSTEP_RETURN_IF_ERROR(RunStep(&record));
-    absl::Status evaluated;
-    if (EvaluationIsDue()) evaluated = EvaluateNow(&record.evaluation);
-    // A step counts once it was trained, also when its evaluation was interrupted.
     Report(record);
-    HALFSTEP_RETURN_IF_ERROR(evaluated);
+    HALFSTEP_RETURN_IF_ERROR(EvaluateIfDue());
     const bool last = progress.step == parts_.settings->steps;
     if (!last && checkpoint_every > 0 && progress.step % checkpoint_every == 0) Checkpoint();
   }
@@ -79,6 +93,7 @@ absl::Status Trainer::RunStep(StepRecord* record) {
   record->score_time = batch.score_time;
   HALFSTEP_RETURN_IF_ERROR(RunUpdates(batch, record));
   AddToProgress(batch, *record);
+  AppendSamples(record->step, batch.samples);
 
   const absl::Time trained = absl::Now();
   if (record->updates_applied() > 0) ++progress.policy_version;
@@ -102,9 +117,13 @@ absl::Status Trainer::RunUpdates(const TrainBatch& batch, StepRecord* record) {
   std::atomic<int64_t>* saturated = parts_.ctx.saturated_stores;
   const int64_t saturated_before = saturated == nullptr ? 0 : saturated->load();
   for (size_t i = 0; i < batch.updates.size(); ++i) {
+    // Until the batch has changed anything it can be left, to be trained on again by a later
+    // attempt.
+    const auto stop = [this] { return parts_.control->request() != RunRequest::kNone; };
     HALFSTEP_ASSIGN_OR_RETURN(
         OptimizerStepReport report,
-        train_step_.Run(batch.updates[i], comparable && i == 0 ? &mismatch : nullptr));
+        train_step_.Run(batch.updates[i], comparable && i == 0 ? &mismatch : nullptr,
+                        i == 0 ? stop : std::function<bool()>()));
     if (report.skipped) {
       LogWarning("optimizer step skipped: a scaled gradient is not finite",
                  {{"step", record->step},
@@ -163,18 +182,19 @@ absl::Status Trainer::PublishCurrent() {
 }
 
 bool Trainer::EvaluationIsDue() const {
-  if (parts_.eval_prompts == nullptr) return false;
   const int64_t step = parts_.progress->step;
+  if (parts_.eval_prompts == nullptr || parts_.progress->evaluated_step >= step) return false;
   const int64_t every = parts_.settings->evaluate_every;
-  return step == parts_.settings->steps || (every > 0 && step % every == 0);
+  return step == 0 || step == parts_.settings->steps || (every > 0 && step % every == 0);
 }
 
-absl::Status Trainer::EvaluateNow(std::optional<EvaluationResult>* result) {
+absl::Status Trainer::EvaluateIfDue() {
+  if (!EvaluationIsDue()) return absl::OkStatus();
   RunProgress& progress = *parts_.progress;
-  HALFSTEP_ASSIGN_OR_RETURN(*result,
+  HALFSTEP_ASSIGN_OR_RETURN(const EvaluationResult evaluation,
                             Evaluate(*parts_.settings, parts_.max_positions, *parts_.eval_prompts,
                                      {progress.step, progress.policy_version}, parts_.client));
-  const EvaluationResult& evaluation = **result;
+  progress.evaluated_step = progress.step;
   if (progress.step == 0) {
     progress.base_accuracy = evaluation.accuracy;
     progress.base_greedy = evaluation.greedy;
@@ -183,6 +203,7 @@ absl::Status Trainer::EvaluateNow(std::optional<EvaluationResult>* result) {
     progress.final_accuracy = evaluation.accuracy;
     progress.final_greedy = evaluation.greedy;
   }
+  AppendMetrics(EvaluationLine(progress.step, evaluation));
   Export(evaluation, parts_.metrics);
   v1::TrainingJobEvent event;
   v1::EvaluationFinished* finished = event.mutable_evaluation_finished();
@@ -211,18 +232,23 @@ void Trainer::AppendMetrics(const std::string& line) {
              absl::StrCat("lines of metrics.jsonl are missing: ", status.message()));
 }
 
+void Trainer::AppendSamples(int64_t step, const std::vector<SampleRecord>& samples) {
+  std::vector<std::string> lines;
+  lines.reserve(samples.size());
+  for (const SampleRecord& sample : samples) {
+    lines.push_back(SampleLine(step, sample, *parts_.tokenizer));
+  }
+  const absl::Status status = parts_.folder->AppendSamples(lines);
+  if (status.ok() || samples_failed_) return;
+  samples_failed_ = true;
+  EmitNotice("SAMPLES_FAILED",
+             absl::StrCat("lines of samples.jsonl are missing: ", status.message()));
+}
+
 void Trainer::Report(const StepRecord& record) {
   AppendMetrics(MetricsLine(record));
   Export(record, parts_.metrics);
-  if (parts_.client != nullptr) {
-    const BufferCounters counters = parts_.client->counters();
-    parts_.metrics->samples.Increment(
-        static_cast<double>(counters.samples_admitted - exported_counters_.samples_admitted));
-    parts_.metrics->tokens["generated"].Increment(
-        static_cast<double>(counters.tokens_admitted - exported_counters_.tokens_admitted));
-    parts_.metrics->samples_buffered.Set(static_cast<double>(counters.samples_buffered));
-    exported_counters_ = counters;
-  }
+  CountSamples(record.batch);
   parts_.control->SetProgress(record.step, record.policy_version);
   v1::TrainingJobEvent event;
   v1::StepFinished* finished = event.mutable_step_finished();
@@ -231,6 +257,34 @@ void Trainer::Report(const StepRecord& record) {
   const std::map<std::string, double> metrics = MetricsOf(record);
   finished->mutable_metrics()->insert(metrics.begin(), metrics.end());
   parts_.control->Emit(std::move(event));
+}
+
+void Trainer::CountSamples(const BatchStatistics& batch) {
+  LearnerMetrics& metrics = *parts_.metrics;
+  metrics.samples_trained.Increment(static_cast<double>(batch.samples_trained));
+  for (const auto& [reason, count] : batch.samples_dropped) {
+    metrics.samples_dropped[reason].Increment(static_cast<double>(count));
+  }
+  if (parts_.client == nullptr) {  // rows of the data: they arrive when they are trained on
+    metrics.samples.Increment(static_cast<double>(batch.samples));
+    return;
+  }
+  const BufferCounters counters = parts_.client->counters();
+  metrics.samples.Increment(
+      static_cast<double>(counters.samples_admitted - exported_counters_.samples_admitted));
+  metrics.tokens["generated"].Increment(
+      static_cast<double>(counters.tokens_admitted - exported_counters_.tokens_admitted));
+  samples_unsettled_ += counters.samples_admitted - exported_counters_.samples_admitted;
+  samples_unsettled_ -= batch.samples;
+  metrics.samples_buffered.Set(static_cast<double>(samples_unsettled_));
+  exported_counters_ = counters;
+}
+
+void Trainer::CountAbandonedSamples() {
+  if (parts_.client == nullptr) return;
+  CountSamples({});
+  parts_.metrics->samples_dropped["abandoned"].Increment(static_cast<double>(samples_unsettled_));
+  parts_.metrics->samples_buffered.Set(0);
 }
 
 void Trainer::Checkpoint() {
@@ -265,12 +319,16 @@ void Trainer::Checkpoint() {
 }
 
 absl::Status Trainer::Finish() {
-  RunProgress& progress = *parts_.progress;
-  if (parts_.eval_prompts != nullptr && !progress.final_accuracy) {
-    std::optional<EvaluationResult> last;
-    HALFSTEP_RETURN_IF_ERROR(EvaluateNow(&last));
-  }
   Checkpoint();
+  const absl::Status written = WriteModel();
+  if (ReasonOf(written) != "DISK_FULL") return written;
+  return WithReason(absl::Status(written.code(),
+                                 absl::StrCat("the trained model is not written: ",
+                                              written.message(), "; make room and resume the job")),
+                    {ReasonOf(written), {}});
+}
+
+absl::Status Trainer::WriteModel() {
   HALFSTEP_ASSIGN_OR_RETURN(
       AtomicDirectoryWriter writer,
       AtomicDirectoryWriter::Create(parts_.folder->path(), "model", "trainer"));

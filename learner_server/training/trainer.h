@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,6 +20,8 @@
 
 namespace halfstep {
 
+class Tokenizer;
+
 // What a run is made of. Everything outlives the trainer; state and progress are those of the
 // newest checkpoint or of a new run.
 struct TrainerParts {
@@ -32,6 +33,7 @@ struct TrainerParts {
   RolloutClient* client = nullptr;              // null for supervised jobs
   const PromptDataset* eval_prompts = nullptr;  // null: nothing is evaluated
   int64_t max_positions = 0;
+  const Tokenizer* tokenizer = nullptr;  // used where the job saves its samples
   const RunFolder* folder = nullptr;
   const CheckpointStore* checkpoints = nullptr;
   // Published sets other than the current one that batches in flight name, oldest first.
@@ -39,6 +41,8 @@ struct TrainerParts {
   std::string job_json;
   RunControl* control = nullptr;
   LearnerMetrics* metrics = nullptr;
+  // The samples of earlier attempts are in no counter of this process.
+  bool count_earlier_samples = false;
 };
 
 // Used once, on one thread.
@@ -46,8 +50,9 @@ class Trainer {
  public:
   explicit Trainer(TrainerParts parts);
 
-  // Runs the remaining steps, or until asked to stop. Failures: those of the scaler, of the
-  // forward, of the weights and of waiting; the last checkpoint stays.
+  // Runs the remaining steps, or until asked to stop. Pauses, after a checkpoint where there is
+  // room, for reasons that lie outside the run: NO_ROLLOUT, GROUP_LOST, BATCH_TIMEOUT, DISK_FULL.
+  // Failures: those of the scaler, of the forward and of the weights; the last checkpoint stays.
   absl::StatusOr<RunResult> Run();
 
   // The newest checkpoint of the run; empty before the first.
@@ -59,15 +64,22 @@ class Trainer {
   absl::Status RunUpdates(const TrainBatch& batch, StepRecord* record);
   // The master as the version in force.
   absl::Status PublishCurrent();
-  absl::Status EvaluateNow(std::optional<EvaluationResult>* result);
+  // Evaluates after the step that was finished last, if that is due and was not done.
+  absl::Status EvaluateIfDue();
   bool EvaluationIsDue() const;
   void AddToProgress(const TrainBatch& batch, const StepRecord& record);
   void Report(const StepRecord& record);
+  // Samples that arrived since the last call; those of the batch have been trained on or dropped.
+  void CountSamples(const BatchStatistics& batch);
+  // What the run leaves behind is dropped: a later attempt has it generated again.
+  void CountAbandonedSamples();
   void AppendMetrics(const std::string& line);
+  void AppendSamples(int64_t step, const std::vector<SampleRecord>& samples);
   void EmitNotice(const std::string& reason, const std::string& message);
   // Goes on without one when it cannot be written, and says so.
   void Checkpoint();
   absl::Status Finish();
+  absl::Status WriteModel();
   // What a pause, a cancellation or a stop of the learner leads to.
   RunResult EndEarly(RunRequest request);
 
@@ -77,7 +89,9 @@ class Trainer {
   int64_t checkpoint_step_ = -1;
   std::string checkpoint_;
   bool metrics_failed_ = false;  // said once
+  bool samples_failed_ = false;  // likewise
   BufferCounters exported_counters_;
+  int64_t samples_unsettled_ = 0;         // exported as arrived, neither as trained nor as dropped
   int64_t groups_reassigned_before_ = 0;  // by earlier attempts of this run
 };
 

@@ -38,12 +38,15 @@ class JobRun {
   }
 
   absl::Status Prepare(const std::string& job_id, const v1::TrainingJobSpec& spec);
-  absl::StatusOr<RunResult> Train(uint64_t epoch, RolloutPool* pool, LearnerMetrics* metrics);
+  // `is_known`: samples of its earlier attempts are counted already.
+  absl::StatusOr<RunResult> Train(uint64_t epoch, bool is_known, RolloutPool* pool,
+                                  LearnerMetrics* metrics);
   void Summarize(v1::RunSummary* summary) const;
 
  private:
   absl::Status InitializeState();
   absl::Status LoadInitialWeights();
+  absl::Status CutLogs() const;
 
   const TrainingJobRunnerOptions& options_;
   RunControl* const control_;
@@ -71,6 +74,8 @@ absl::Status JobRun::Prepare(const std::string& job_id, const v1::TrainingJobSpe
   if (!settings_.supervised) {
     HALFSTEP_ASSIGN_OR_RETURN(verifier_, MakeVerifier(spec.reward()));
   }
+  HALFSTEP_RETURN_IF_ERROR(
+      CheckRunPlace(settings_.output_directory, options_.root, options_.state));
   HALFSTEP_ASSIGN_OR_RETURN(RunFolder folder, RunFolder::Open(settings_.output_directory, job_id));
   folder_.emplace(std::move(folder));
   job_json_ = SpecToJson(spec);
@@ -81,14 +86,16 @@ absl::Status JobRun::Prepare(const std::string& job_id, const v1::TrainingJobSpe
   state_ = std::make_unique<TrainState>(inputs_.model.config, inputs_.model.layout,
                                         settings_.learner_dtype, inputs_.max_sequence_tokens,
                                         settings_.loss_scale);
-  return InitializeState();
+  const absl::Status initialized = InitializeState();
+  if (!initialized.ok()) state_.reset();  // it is nobody's
+  return initialized;
 }
 
 absl::Status JobRun::InitializeState() {
   const absl::StatusOr<CheckpointStore::Checkpoint> newest = checkpoints_->FindNewest();
   if (absl::IsNotFound(newest.status())) {
     HALFSTEP_RETURN_IF_ERROR(LoadInitialWeights());
-    return folder_->CutMetricsAfter(-1);
+    return CutLogs();
   }
   HALFSTEP_RETURN_IF_ERROR(newest.status());
   for (const CheckpointStore::Rejected& rejected : newest->rejected) {
@@ -103,7 +110,13 @@ absl::Status JobRun::InitializeState() {
   HALFSTEP_ASSIGN_OR_RETURN(older_weights_,
                             ReadOlderWeights(newest->path, *state_, settings_.rollout_dtype));
   LogInfo("continuing from a checkpoint", {{"path", newest->path}, {"step", progress_.step}});
-  return folder_->CutMetricsAfter(progress_.step);
+  return CutLogs();
+}
+
+// To what is behind the present state.
+absl::Status JobRun::CutLogs() const {
+  HALFSTEP_RETURN_IF_ERROR(folder_->CutMetricsAfter(progress_.step, progress_.evaluated_step));
+  return folder_->CutSamplesAfter(progress_.step);
 }
 
 absl::Status JobRun::LoadInitialWeights() {
@@ -116,7 +129,7 @@ absl::Status JobRun::LoadInitialWeights() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<RunResult> JobRun::Train(uint64_t epoch, RolloutPool* pool,
+absl::StatusOr<RunResult> JobRun::Train(uint64_t epoch, bool is_known, RolloutPool* pool,
                                         LearnerMetrics* metrics) {
   TrainerParts parts;
   parts.ctx = ctx_;
@@ -124,12 +137,14 @@ absl::StatusOr<RunResult> JobRun::Train(uint64_t epoch, RolloutPool* pool,
   parts.state = state_.get();
   parts.progress = &progress_;
   parts.max_positions = inputs_.model.config.max_positions;
+  parts.tokenizer = inputs_.tokenizer.get();
   parts.folder = &*folder_;
   parts.checkpoints = &*checkpoints_;
   parts.older_weights = std::move(older_weights_);
   parts.job_json = job_json_;
   parts.control = control_;
   parts.metrics = metrics;
+  parts.count_earlier_samples = !is_known;
 
   std::unique_ptr<ScoringPool> scoring;
   std::unique_ptr<RolloutClient> client;
@@ -186,7 +201,8 @@ absl::StatusOr<RunResult> TrainingJobRunner::Run(const std::string& job_id, uint
   absl::StatusOr<RunResult> result = [&]() -> absl::StatusOr<RunResult> {
     try {
       HALFSTEP_RETURN_IF_ERROR(run.Prepare(job_id, spec));
-      return run.Train(epoch, pool_, metrics_);
+      const bool is_known = !counted_jobs_.insert(job_id).second;
+      return run.Train(epoch, is_known, pool_, metrics_);
     } catch (const std::bad_alloc&) {
       return Error(absl::StatusCode::kResourceExhausted, "OUT_OF_MEMORY",
                    "not enough memory for the model, its moments and the activations of a "
@@ -194,14 +210,33 @@ absl::StatusOr<RunResult> TrainingJobRunner::Run(const std::string& job_id, uint
     }
   }();
   run.Summarize(summary);
+  if (ReasonOf(result.status()) == "NO_SOUND_CHECKPOINT") {
+    // What was trained may still be saved by a person.
+    return RunResult{RunOutcome::kPaused, ReasonOf(result.status()),
+                     std::string(result.status().message())};
+  }
   return result;
 }
 
 absl::Status TrainingJobRunner::Check(const v1::TrainingJobSpec& spec) {
+  return Inspect(spec).status();
+}
+
+absl::StatusOr<CheckReport> TrainingJobRunner::Inspect(const v1::TrainingJobSpec& spec) const {
   HALFSTEP_ASSIGN_OR_RETURN(const JobSettings settings, MakeJobSettings(spec, options_.root));
-  HALFSTEP_ASSIGN_OR_RETURN(const JobInputs inputs, LoadJobInputs(settings));
+  // What can be seen at once comes before the data is read.
+  HALFSTEP_RETURN_IF_ERROR(CheckRunPlace(settings.output_directory, options_.root, options_.state));
+  HALFSTEP_RETURN_IF_ERROR(CheckRunFolder(settings.output_directory, ""));
   if (!settings.supervised) HALFSTEP_RETURN_IF_ERROR(MakeVerifier(spec.reward()).status());
-  return CheckRunFolder(settings.output_directory, "");
+  try {
+    HALFSTEP_ASSIGN_OR_RETURN(const JobInputs inputs, LoadJobInputs(settings));
+    return CheckReport{.train_rows_skipped = inputs.train->skipped(),
+                       .eval_rows_skipped = inputs.eval ? inputs.eval->skipped() : 0};
+  } catch (const std::bad_alloc&) {
+    return Error(absl::StatusCode::kResourceExhausted, "OUT_OF_MEMORY",
+                 "not enough memory to read the model's files and the data; train on a part of "
+                 "the data or take a larger machine");
+  }
 }
 
 }  // namespace halfstep

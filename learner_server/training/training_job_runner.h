@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <set>
 #include <string>
 
 #include "absl/status/status.h"
@@ -18,6 +19,7 @@ struct LearnerMetrics;
 
 struct TrainingJobRunnerOptions {
   std::string root;         // paths of jobs are below it
+  std::string state;        // folder of the job store, which no run may use; empty: there is none
   std::string incarnation;  // of this learner process
   int threads = 1;          // of the CPU backend
   int scoring_threads = 1;
@@ -25,7 +27,15 @@ struct TrainingJobRunnerOptions {
   RolloutClientOptions rollouts;
 };
 
-// One job at a time.
+// What a check has found to know about the inputs of a sound job.
+struct CheckReport {
+  // Rows left out because they are longer than the model's positions allow.
+  int64_t train_rows_skipped = 0;
+  int64_t eval_rows_skipped = 0;
+};
+
+// One job at a time. A job whose checkpoints all fail to verify pauses with reason
+// NO_SOUND_CHECKPOINT, and nothing in its folder changes.
 class TrainingJobRunner final : public JobRunner {
  public:
   // `pool` and `metrics` must outlive it.
@@ -35,11 +45,14 @@ class TrainingJobRunner final : public JobRunner {
                                 const v1::TrainingJobSpec& spec, RunControl* control,
                                 v1::RunSummary* summary) override;
   absl::Status Check(const v1::TrainingJobSpec& spec) override;
+  // The same, with what a person may want to know.
+  absl::StatusOr<CheckReport> Inspect(const v1::TrainingJobSpec& spec) const;
 
  private:
   const TrainingJobRunnerOptions options_;
   RolloutPool* const pool_;
   LearnerMetrics* const metrics_;
+  std::set<std::string> counted_jobs_;  // whose samples are in the counters of this process
 };
 
 }  // namespace halfstep

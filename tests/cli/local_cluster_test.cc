@@ -95,6 +95,15 @@ class LocalClusterTest : public ::testing::Test {
   std::vector<std::string> notices_;
 };
 
+TEST_F(LocalClusterTest, TellsTheLearnerToDrainWithinTheGrace) {
+  LocalClusterOptions options = Options();
+  options.rollouts = 0;
+  options.stop_grace = absl::Seconds(20);
+  const auto cluster = LocalCluster::Start(std::move(options));
+  ASSERT_TRUE(cluster.ok()) << cluster.status();
+  EXPECT_THAT(Log("learner"), HasSubstr("--drain-seconds 15 "));
+}
+
 TEST_F(LocalClusterTest, StartsTheLearnerThenItsRolloutsAndStopsThemAll) {
   LocalClusterOptions options = Options();
   options.rollouts = 2;

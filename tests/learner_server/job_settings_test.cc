@@ -31,7 +31,8 @@ TEST(JobSettingsTest, OverridesOfPresets) {
   spec.mutable_algorithm()->add_clip(0.1);
   spec.mutable_algorithm()->add_clip(0.4);
   spec.mutable_loss_scale()->set_preset(v1::LOSS_SCALE_PRESET_MEGATRON);
-  spec.mutable_loss_scale()->set_interval(50);
+  spec.mutable_loss_scale()->add_patience(50);
+  spec.mutable_loss_scale()->add_patience(3);
   spec.mutable_batch()->set_updates(4);
   spec.mutable_optimizer()->set_schedule(v1::SCHEDULE_COSINE);
   const auto settings = MakeJobSettings(spec, root.path());
@@ -40,6 +41,7 @@ TEST(JobSettingsTest, OverridesOfPresets) {
   EXPECT_EQ(settings->train_step.algorithm.loss.clip_high, 0.4);
   EXPECT_EQ(settings->loss_scale.initial, 0x1p32f);
   EXPECT_EQ(settings->loss_scale.interval, 50);
+  EXPECT_EQ(settings->loss_scale.hysteresis, 3);
   EXPECT_EQ(settings->train_step.schedule.kind, LrScheduleKind::kCosine);
   EXPECT_EQ(settings->train_step.schedule.total_steps, 40);
 }

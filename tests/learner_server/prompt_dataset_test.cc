@@ -4,11 +4,14 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
+#include <filesystem>
 #include <fstream>
 #include <set>
 
 #include "common/base/error_reason.h"
+#include "learner_server/data/jsonl.h"
 #include "learner_server/data/permutation.h"
 #include "tests/testing/temp_dir.h"
 
@@ -92,6 +95,26 @@ TEST_F(PromptDatasetTest, SaysWhichFileIsMissing) {
   const absl::Status status = PromptDataset::Load(options_, EncodeCharacters).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(status.message()), HasSubstr("absent.jsonl"));
+}
+
+TEST_F(PromptDatasetTest, RefusesWhatCannotBeHeldInMemory) {
+  const std::string good = "{\"prompt\":\"a\",\"answer\":\"b\"}\n";
+  std::string longest = "{\"prompt\":\"a\",\"answer\":\"b\"}";
+  longest.resize(16 << 20, ' ');
+  EXPECT_EQ(Load(longest + "\n" + good)->size(), 2);
+  EXPECT_EQ(Load(good + longest)->size(), 2);
+  EXPECT_THAT(ErrorOf(good + longest + " \n" + good, "BAD_DATASET_ROW"),
+              HasSubstr("data.jsonl:2: longer than 16 MiB"));
+  std::filesystem::resize_file(options_.path, kMaxDatasetBytes + 1);  // a hole, mostly
+  absl::Status status = PromptDataset::Load(options_, EncodeCharacters).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(ReasonOf(status), "DATASET_TOO_LARGE");
+  EXPECT_THAT(std::string(status.message()), HasSubstr("data.jsonl has 1073741825 bytes"));
+  options_.path = dir_ / "pipe";
+  ASSERT_EQ(mkfifo(options_.path.c_str(), 0600), 0);
+  status = PromptDataset::Load(options_, EncodeCharacters).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("is not a regular file"));
 }
 
 TEST_F(PromptDatasetTest, RefusesOrSkipsOverlongPrompts) {

@@ -112,6 +112,7 @@ TEST_F(RolloutClientTest, LostGroupEndsTheWait) {
   });
   EXPECT_EQ(ReasonOf(collected.status()), "GROUP_LOST");
   EXPECT_THAT(std::string(collected.status().message()), HasSubstr("tried five times"));
+  EXPECT_THAT(std::string(collected.status().message()), HasSubstr("resume the job"));
 }
 
 TEST_F(RolloutClientTest, RequestToStopEndsTheWait) {

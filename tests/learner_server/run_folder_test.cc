@@ -44,18 +44,83 @@ TEST(RunFolderTest, TakesAnEmptyFolderButNoFile) {
   EXPECT_EQ(ReasonOf(RunFolder::Open(dir / "file", "job").status()), "OUTPUT_DIR_NOT_EMPTY");
 }
 
+TEST(RunFolderTest, LiesInNoOtherRunAndNotInTheStateFolder) {
+  TempDir dir;
+  const std::string root = std::filesystem::canonical(dir.path());
+  ASSERT_TRUE(RunFolder::Open(root + "/runs/one", "job-1").ok());
+  std::filesystem::create_directories(root + "/.halfstep");
+  std::filesystem::create_directory_symlink(root + "/.halfstep", root + "/link");
+  const auto check = [&](const std::string& path) {
+    return CheckRunPlace(root + path, root, root + "/link");
+  };
+  for (const char* path : {"/runs/one", "/runs/one_more", "/runs/two/deep", "/.halfstep2", ""}) {
+    EXPECT_TRUE(check(path).ok()) << path;
+  }
+  for (const char* path :
+       {"/runs/one/model", "/runs/one/checkpoints/step_9", "/.halfstep", "/.halfstep/logs/run"}) {
+    const absl::Status status = check(path);
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << path;
+    EXPECT_EQ(ReasonOf(status), "OUTPUT_DIR_NOT_ALLOWED") << path;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("choose another output_dir"));
+  }
+  // What lies around the root is somebody else's.
+  WriteText(root + "/job_id", "x");
+  EXPECT_TRUE(check("/runs/two").ok());
+  EXPECT_TRUE(CheckRunPlace(root + "/run", root, "").ok());
+}
+
 TEST(RunFolderTest, CutsMetricsBackToTheCheckpoint) {
   TempDir dir;
   const auto folder = RunFolder::Open(dir / "run", "job");
   ASSERT_TRUE(folder.ok());
-  EXPECT_TRUE(folder->CutMetricsAfter(0).ok());  // nothing to cut
+  EXPECT_TRUE(folder->CutMetricsAfter(0, 0).ok());  // nothing to cut
   for (int step = 0; step < 5; ++step) {
     ASSERT_TRUE(folder->AppendMetrics(absl::StrCat("{\"step\":", step, "}")).ok());
   }
   const std::string path = dir / "run/metrics.jsonl";
   WriteText(path, ReadText(path) + "{\"step\":2,\"lo");  // torn by a power cut
-  ASSERT_TRUE(folder->CutMetricsAfter(2).ok());
+  ASSERT_TRUE(folder->CutMetricsAfter(2, 0).ok());
   EXPECT_EQ(ReadText(path), "{\"step\":0}\n{\"step\":1}\n{\"step\":2}\n");
+}
+
+TEST(RunFolderTest, CutsEvaluationsThatWillBeMadeAgain) {
+  TempDir dir;
+  const auto folder = RunFolder::Open(dir / "run", "job");
+  ASSERT_TRUE(folder.ok());
+  const std::string before = "{\"step\":0,\"eval_accuracy\":0.5}";
+  const std::string after = "{\"step\":1,\"eval_accuracy\":0.6}";
+  for (const std::string& line : {before, std::string("{\"step\":1}"), after}) {
+    ASSERT_TRUE(folder->AppendMetrics(line).ok());
+  }
+  const std::string path = dir / "run/metrics.jsonl";
+  ASSERT_TRUE(folder->CutMetricsAfter(1, 1).ok());
+  EXPECT_EQ(ReadText(path), before + "\n{\"step\":1}\n" + after + "\n");
+  ASSERT_TRUE(folder->CutMetricsAfter(1, 0).ok());
+  EXPECT_EQ(ReadText(path), before + "\n{\"step\":1}\n");
+  ASSERT_TRUE(folder->CutMetricsAfter(0, -1).ok());
+  EXPECT_EQ(ReadText(path), "");
+}
+
+TEST(RunFolderTest, CutsSamplesBackToTheCheckpoint) {
+  TempDir dir;
+  const auto folder = RunFolder::Open(dir / "run", "job");
+  ASSERT_TRUE(folder.ok());
+  EXPECT_TRUE(folder->CutSamplesAfter(0).ok());  // nothing to cut
+  for (int step = 1; step < 4; ++step) {
+    const std::string line = absl::StrCat("{\"step\":", step, ",\"group\":7}");
+    ASSERT_TRUE(folder->AppendSamples({line, line}).ok());
+  }
+  const std::string path = dir / "run/samples.jsonl";
+  const std::string whole = ReadText(path);
+  ASSERT_TRUE(folder->CutSamplesAfter(3).ok());
+  EXPECT_EQ(ReadText(path), whole);
+  WriteText(path, whole + "{\"step\":3,\"gro");  // torn by a power cut
+  ASSERT_TRUE(folder->CutSamplesAfter(3).ok());
+  EXPECT_EQ(ReadText(path), whole);
+  ASSERT_TRUE(folder->CutSamplesAfter(1).ok());
+  EXPECT_EQ(ReadText(path), whole.substr(0, whole.size() / 3));
+  ASSERT_TRUE(folder->CutSamplesAfter(-1).ok());
+  EXPECT_EQ(ReadText(path), "");
 }
 
 }  // namespace

@@ -273,5 +273,23 @@ TEST_F(TrainStepTest, OnlyFiniteWeightsMayBePublished) {
   EXPECT_EQ(ReasonOf(CheckPublishable(ctx_, state->master, DType::kFloat32)), "NON_FINITE_WEIGHTS");
 }
 
+TEST_F(TrainStepTest, StopsBeforeAnyMicroBatchWithNothingChanged) {
+  options_.micro_batch_tokens = 1;  // one sequence each
+  const auto undisturbed = MakeState(DType::kFloat16, StaticScale(1024));
+  ASSERT_TRUE(TrainStep(ctx_, options_, undisturbed.get()).Run(sequences_, nullptr).ok());
+  const auto state = MakeState(DType::kFloat16, StaticScale(1024));
+  const Snapshot before(*state);
+  TrainStep step(ctx_, options_, state.get());
+  for (int stop_at = 1; stop_at <= 6; ++stop_at) {
+    int asked = 0;
+    const auto report = step.Run(sequences_, nullptr, [&] { return ++asked == stop_at; });
+    EXPECT_TRUE(absl::IsCancelled(report.status()));
+    EXPECT_EQ(Snapshot(*state), before);
+  }
+  int asked = 0;
+  ASSERT_TRUE(step.Run(sequences_, nullptr, [&] { return ++asked == 7; }).ok());
+  EXPECT_EQ(Snapshot(*state), Snapshot(*undisturbed));
+}
+
 }  // namespace
 }  // namespace halfstep

@@ -5,6 +5,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "common/base/error_reason.h"
 #include "tests/learner_server/tiny_job.h"
 
@@ -51,8 +53,9 @@ class TrainingJobRunnerTest : public testing::Test {
       first.control().RequestAfter(stop_at, request);
       const auto result = first.Run(spec.output_dir(), spec);
       EXPECT_TRUE(result.ok()) << result.status();
-      EXPECT_EQ(result->outcome,
-                request == RunRequest::kPause ? RunOutcome::kPaused : RunOutcome::kStopped);
+      EXPECT_EQ(result->outcome, request == RunRequest::kPause    ? RunOutcome::kPaused
+                                 : request == RunRequest::kCancel ? RunOutcome::kCancelled
+                                                                  : RunOutcome::kStopped);
     }
     TinyLearner second(root(), &pool);
     const auto result = second.Run(spec.output_dir(), spec);
@@ -124,11 +127,14 @@ TEST_F(TrainingJobRunnerTest, LearnsWithoutAnyMismatch) {
   EXPECT_EQ(stepped.size(), 30u);
 
   const auto lines = ReadLines(root() + "/learns/metrics.jsonl");
-  ASSERT_EQ(lines.size(), 31u);
+  ASSERT_EQ(lines.size(), 34u);
   EXPECT_EQ(lines[0]["step"], 0);
   EXPECT_DOUBLE_EQ(lines[0]["eval_accuracy"], summary.base_accuracy());
   EXPECT_EQ(lines[10]["step"], 10);
-  EXPECT_TRUE(lines[10].contains("eval_greedy"));
+  EXPECT_FALSE(lines[10].contains("eval_greedy"));
+  EXPECT_EQ(lines[11]["step"], 10);
+  EXPECT_TRUE(lines[11].contains("eval_greedy"));
+  EXPECT_DOUBLE_EQ(lines[33]["eval_accuracy"], summary.final_accuracy());
   EXPECT_EQ(lines[5]["mismatch_bit_equal_share"], 1);
   EXPECT_EQ(lines[5]["clip_fraction"], 0);
   for (const char* name : {"reward_mean", "loss_scale", "grad_norm", "entropy", "time_wait"}) {
@@ -154,6 +160,45 @@ TEST_F(TrainingJobRunnerTest, ResumedRunIsTheSameBits) {
   EXPECT_EQ(parts.state_digest(), whole.state_digest());
   EXPECT_EQ(parts.tokens_trained(), whole.tokens_trained());
   EXPECT_EQ(ReadLines(root() + "/parts/metrics.jsonl").size(), 8u);
+}
+
+TEST_F(TrainingJobRunnerTest, SavedSamplesTellWhereEveryResponseCameFrom) {
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("saved", 4);
+  spec.set_save_samples(true);
+  RunWhole(spec);
+  const auto lines = ReadLines(root() + "/saved/samples.jsonl");
+  const auto rows = ReadLines(root() + "/train.jsonl");
+  ASSERT_EQ(lines.size(), 4u * 8 * 4);
+  for (size_t i = 0; i < lines.size(); ++i) {
+    const nlohmann::json& line = lines[i];
+    EXPECT_EQ(line["step"], 1 + i / 32);
+    EXPECT_EQ(line["group"], i / 4);
+    EXPECT_EQ(line["index"], i % 4);
+    EXPECT_EQ(line["rollout"], "local");
+    EXPECT_EQ(line["versions"].dump(),
+              absl::StrCat("[{\"version\":", i / 32, ",\"tokens\":", line["tokens"].size(), "}]"));
+    EXPECT_EQ(line["outcome"], "score");
+    const std::string end = line["finish_reason"] == "stop" ? "<|endoftext|>" : "";
+    EXPECT_EQ(line["text"] == "a" + end, line["reward"] == 1) << line;
+    // Rows of an epoch are all different, samples of a group are of one row.
+    EXPECT_EQ(line["row"], lines[i / 4 * 4]["row"]);
+    ASSERT_LE(line["row"], rows.size());
+  }
+  std::set<int64_t> seen;
+  for (const nlohmann::json& line : lines) seen.insert(line["row"].get<int64_t>());
+  EXPECT_EQ(seen.size(), 32u);
+  // Advantages of a group add up to nothing.
+  for (size_t i = 0; i < lines.size(); i += 4) {
+    double sum = 0;
+    for (size_t k = i; k < i + 4; ++k) sum += lines[k]["advantage"].get<double>();
+    EXPECT_NEAR(sum, 0, 1e-12);
+  }
+  spec.set_output_dir("saved_parts");
+  spec.mutable_checkpoint()->set_every_steps(2);
+  RunInTwoParts(spec, 3, RunRequest::kCancel);  // one step is run again
+  EXPECT_EQ(ReadText(root() + "/saved_parts/samples.jsonl"),
+            ReadText(root() + "/saved/samples.jsonl"));
+  EXPECT_FALSE(std::filesystem::exists(root() + "/sft/samples.jsonl"));
 }
 
 TEST_F(TrainingJobRunnerTest, CrashLosesOnlyStepsSinceTheCheckpoint) {
@@ -331,6 +376,35 @@ TEST_F(TrainingJobRunnerTest, AModelFolderWithLinksOutOfTheRootIsRefused) {
     std::filesystem::remove(file);
     std::filesystem::rename(outside / name, file);
   }
+}
+
+TEST_F(TrainingJobRunnerTest, RefusesAFolderInsideAnotherRun) {
+  LocalRolloutPool pool;
+  TinyLearner learner(root(), &pool);
+  const v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("sft/inner", 2);
+  for (const absl::Status& status :
+       {learner.Run("inner", spec).status(), learner.runner().Check(spec)}) {
+    EXPECT_EQ(ReasonOf(status), "OUTPUT_DIR_NOT_ALLOWED") << status;
+  }
+  EXPECT_FALSE(std::filesystem::exists(root() + "/sft/inner"));
+}
+
+TEST_F(TrainingJobRunnerTest, CheckCountsRowsThatAreSkipped) {
+  const std::string overlong =
+      absl::StrCat("{\"prompt\":\"", std::string(40, '1'), "\",\"answer\":\"a\"}\n");
+  WriteText(root() + "/with_long.jsonl", overlong + ReadText(root() + "/train.jsonl") + overlong);
+  WriteText(root() + "/eval_long.jsonl", overlong + ReadText(root() + "/eval.jsonl"));
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("checked", 2);
+  spec.mutable_data()->set_train("with_long.jsonl");
+  spec.mutable_data()->set_eval("eval_long.jsonl");
+  LocalRolloutPool pool;
+  TinyLearner learner(root(), &pool);
+  EXPECT_EQ(ReasonOf(learner.runner().Inspect(spec).status()), "PROMPT_TOO_LONG");
+  spec.mutable_data()->set_overlong_prompts(v1::OVERLONG_PROMPTS_SKIP);
+  const auto report = learner.runner().Inspect(spec);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_EQ(report->train_rows_skipped, 2);
+  EXPECT_EQ(report->eval_rows_skipped, 1);
 }
 
 TEST_F(TrainingJobRunnerTest, CheckFindsWhatOnlyTheLearnerCanSee) {

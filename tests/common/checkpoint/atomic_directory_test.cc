@@ -137,6 +137,24 @@ TEST_F(AtomicDirectoryTest, ACorruptCheckpointIsSetAsideAndThePreviousOneLoads) 
   }
 }
 
+TEST_F(AtomicDirectoryTest, WhenNoneVerifiesAllStayAndSaySo) {
+  const CheckpointStore store = Open();
+  for (const int64_t step : {1, 2}) {
+    Write(store, step, "x");
+    WriteBytes(store.PathOf(step) + "/state", "y");
+  }
+  for (int i = 0; i < 2; ++i) {
+    const absl::Status status = store.FindNewest().status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+    EXPECT_EQ(ReasonOf(status), "NO_SOUND_CHECKPOINT");
+    EXPECT_THAT(std::string(status.message()), HasSubstr("step_1"));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("remove them all to start over"));
+  }
+  WriteBytes(store.PathOf(1) + "/state", "x");
+  EXPECT_EQ(store.FindNewest()->step, 1);
+  EXPECT_TRUE(fs::exists(store.PathOf(2) + ".corrupt"));
+}
+
 TEST_F(AtomicDirectoryTest, StepsOrderAsNumbers) {
   const CheckpointStore store = Open();
   for (const int64_t step : {9, 100, 20}) Write(store, step, "x");

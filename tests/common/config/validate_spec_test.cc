@@ -169,8 +169,13 @@ TEST(ValidateSpecTest, LossScaleMustBeExact) {
   factors(2, 1);
   factors(0.5, 0.5);
   scale([](auto& l) { l.add_factors(2); }, "loss_scale.factors", "[growth, backoff]");
-  scale([](auto& l) { l.set_interval(0); }, "loss_scale.interval", "accepted");
-  scale([](auto& l) { l.set_hysteresis(0); }, "loss_scale.hysteresis", "accepted");
+  const auto patience = [&](std::vector<int64_t> values) {
+    scale([=](auto& l) { l.mutable_patience()->Add(values.begin(), values.end()); },
+          "loss_scale.patience", "[good steps before growth, overflows before a cut]");
+  };
+  patience({0, 1});
+  patience({400, 0});
+  patience({400});
   scale(
       [](auto& l) {
         l.add_range(4);
@@ -201,9 +206,10 @@ TEST(ValidateSpecTest, StaticScaleIsGivenAndStays) {
       [&](auto& s) {
         make_static(s);
         s.mutable_loss_scale()->set_initial(1024);
-        s.mutable_loss_scale()->set_interval(5);
+        s.mutable_loss_scale()->add_patience(5);
+        s.mutable_loss_scale()->add_patience(1);
       },
-      "loss_scale.interval", "no meaning for preset static");
+      "loss_scale.patience", "no meaning for preset static");
 }
 
 TEST(ValidateSpecTest, RewardPatternBelongsToSomeRewards) {
@@ -247,6 +253,7 @@ TEST(ValidateSpecTest, SupervisedJobsHaveNoKeysOfRl) {
   refused([](auto& s) { s.mutable_sampling(); }, "sampling");
   refused([](auto& s) { s.mutable_evaluation(); }, "evaluation");
   refused([](auto& s) { s.mutable_data()->set_eval("e.jsonl"); }, "data.eval");
+  refused([](auto& s) { s.set_save_samples(true); }, "save_samples");
 }
 
 TEST(ValidateSpecTest, WhatOnlyTheWireCanSayIsCheckedToo) {

@@ -48,6 +48,7 @@ class FakeRunner : public JobRunner {
   }
 
   absl::Status Check(const v1::TrainingJobSpec& spec) override {
+    if (spec.model() == "slow") AwaitLetGo();
     if (spec.model() != "missing") return absl::OkStatus();
     return WithFieldViolations(
         Error(absl::StatusCode::kInvalidArgument, "BAD_SPEC", "no such model"),
@@ -76,12 +77,28 @@ class FakeRunner : public JobRunner {
     poked_ = true;
   }
 
+  // A check of model "slow" waits for LetGo; WaitForCheck waits until there is one.
+  void WaitForCheck() {
+    absl::MutexLock lock(&mutex_);
+    HALFSTEP_CHECK(mutex_.AwaitWithTimeout(absl::Condition(&checking_), kTestPatience));
+  }
+  void LetGo() {
+    absl::MutexLock lock(&mutex_);
+    let_go_ = true;
+  }
+
   int runs() const {
     absl::MutexLock lock(&mutex_);
     return runs_;
   }
 
  private:
+  void AwaitLetGo() {
+    absl::MutexLock lock(&mutex_);
+    checking_ = true;
+    mutex_.Await(absl::Condition(&let_go_));
+  }
+
   static std::optional<RunResult> Obey(RunRequest request) {
     switch (request) {
       case RunRequest::kNone:
@@ -101,6 +118,8 @@ class FakeRunner : public JobRunner {
   std::optional<absl::StatusOr<RunResult>> result_ ABSL_GUARDED_BY(mutex_);
   bool poked_ ABSL_GUARDED_BY(mutex_) = false;
   int runs_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool checking_ ABSL_GUARDED_BY(mutex_) = false;
+  bool let_go_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 // Thread-safe.

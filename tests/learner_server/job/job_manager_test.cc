@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/metrics/learner_metrics.h"
+#include "learner_server/job/sqlite.h"
 #include "tests/learner_server/job/fake_runner.h"
 #include "tests/testing/fake_clock.h"
 #include "tests/testing/temp_dir.h"
@@ -23,6 +24,12 @@ class JobManagerTest : public ::testing::Test {
   void TearDown() override { StopLearner(); }
 
   void StartLearner() {
+    OpenLearner();
+    manager_->Start();
+  }
+
+  // Ready for calls; nothing runs yet.
+  void OpenLearner() {
     auto store = JobStore::Open(dir_.path());
     ASSERT_TRUE(store.ok()) << store.status();
     store_ = *std::move(store);
@@ -44,7 +51,7 @@ class JobManagerTest : public ::testing::Test {
       return resolved;
     };
     manager_ = std::make_unique<JobManager>(std::move(options));
-    ASSERT_TRUE(manager_->Start().ok());
+    ASSERT_TRUE(manager_->Recover().ok());
   }
 
   // As SIGTERM does.
@@ -291,6 +298,38 @@ TEST_F(JobManagerTest, RequestsNotYetObeyedAtAStopAreObeyedAtTheNextStart) {
   EXPECT_EQ(runner_->runs(), 0);
 }
 
+TEST_F(JobManagerTest, AJobThatWaitsToGoOnAfterARestartObeysAtOnce) {
+  const std::string a = Create();
+  runner_->WaitForRun(1);
+  StopLearner();
+  OpenLearner();
+  const std::string b = Create();
+  EXPECT_EQ(StateOf(a), Job::STATE_STARTING);
+  EXPECT_EQ(manager_->Resume(a)->state(), Job::STATE_STARTING);
+  EXPECT_EQ(manager_->Pause(a)->state(), Job::STATE_PAUSED);
+  EXPECT_EQ(manager_->Resume(a)->state(), Job::STATE_QUEUED);
+  manager_->Start();
+  EXPECT_EQ("trainingJobs/" + runner_->WaitForRun(1).job_id, b);
+  StopLearner();
+  OpenLearner();
+  EXPECT_EQ(manager_->Cancel(b)->state(), Job::STATE_CANCELLED);
+  manager_->Start();
+  EXPECT_EQ("trainingJobs/" + runner_->WaitForRun(1).job_id, a);
+}
+
+TEST_F(JobManagerTest, AJobThatNoLongerWaitsIsPassedOver) {
+  const std::string a = Create();
+  const std::string b = Create();
+  runner_->WaitForRun(1);
+  Job job = *store_->Get(b);
+  job.set_state(Job::STATE_SUCCEEDED);
+  ASSERT_TRUE(store_->Update(job, Step(1)).ok());
+  const std::string c = Create();
+  runner_->Finish(RunResult{});
+  EXPECT_EQ("trainingJobs/" + runner_->WaitForRun(2).job_id, c);
+  EXPECT_EQ(StateOf(b), Job::STATE_SUCCEEDED);
+}
+
 TEST_F(JobManagerTest, AWatcherThatAttachesAgainLosesAndRepeatsNothing) {
   const std::string name = Create();
   const auto run = runner_->WaitForRun(1);
@@ -328,7 +367,26 @@ TEST_F(JobManagerTest, BadNamesAreRefused) {
   EXPECT_EQ(ReasonOf(manager_->Cancel("trainingJobs/x").status()), "JOB_NOT_FOUND");
 }
 
-TEST_F(JobManagerTest, ExportsTheStateOfTheUnfinishedJob) {
+TEST_F(JobManagerTest, AStoreThatCannotBeWrittenIsBadHealthButNoDeath) {
+  const std::string name = Create();
+  const auto run = runner_->WaitForRun(1);
+  auto other = SqliteDatabase::Open(dir_ / "jobs.sqlite");
+  ASSERT_TRUE(other.ok()) << other.status();
+  ASSERT_TRUE(other->Execute("ALTER TABLE events RENAME TO hidden").ok());
+  run.control->Emit(Step(1));
+  EXPECT_EQ(ReasonOf(manager_->Health()), "JOB_STORE_UNAVAILABLE");
+  EXPECT_TRUE(manager_->Alive().ok());
+  ASSERT_TRUE(other->Execute("ALTER TABLE hidden RENAME TO events").ok());
+  run.control->Emit(Step(2));
+  EXPECT_TRUE(manager_->Health().ok());
+  EXPECT_TRUE(manager_->Alive().ok());
+  manager_->Stop(absl::ZeroDuration()).IgnoreError();
+  runner_->Poke();
+  ASSERT_TRUE(manager_->Stop(kTestPatience).ok());
+  EXPECT_FALSE(manager_->Alive().ok());
+}
+
+TEST_F(JobManagerTest, ExportsTheStateOfTheJob) {
   const std::string name = Create();
   const auto run = runner_->WaitForRun(1);
   run.control->SetProgress(0, 0);
@@ -337,6 +395,15 @@ TEST_F(JobManagerTest, ExportsTheStateOfTheUnfinishedJob) {
   runner_->Finish(RunResult{});
   watch->WaitForEnd();
   EXPECT_THAT(registry_->Scrape(), HasSubstr("halfstep_job_state{state=\"running\"} 0"));
+  EXPECT_THAT(registry_->Scrape(), HasSubstr("halfstep_job_state{state=\"succeeded\"} 1"));
+  StopLearner();
+  StartLearner();
+  EXPECT_THAT(registry_->Scrape(), HasSubstr("halfstep_job_state{state=\"succeeded\"} 1"));
+  const auto second = Watch(Create());
+  runner_->Finish(absl::DataLossError("bad file"));
+  second->WaitForEnd();
+  EXPECT_THAT(registry_->Scrape(), HasSubstr("halfstep_job_state{state=\"failed\"} 1"));
+  EXPECT_THAT(registry_->Scrape(), HasSubstr("halfstep_job_state{state=\"succeeded\"} 0"));
 }
 
 }  // namespace

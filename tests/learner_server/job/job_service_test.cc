@@ -32,7 +32,8 @@ class JobServiceTest : public ::testing::Test {
       return spec;
     };
     manager_ = std::make_unique<JobManager>(std::move(options));
-    ASSERT_TRUE(manager_->Start().ok());
+    ASSERT_TRUE(manager_->Recover().ok());
+    manager_->Start();
     service_ = std::make_unique<JobService>(manager_.get());
     server_ = *RpcServer::Start({}, {service_->hosted()});
     ChannelOptions channel;
@@ -82,6 +83,31 @@ class JobServiceTest : public ::testing::Test {
   std::unique_ptr<RpcServer> server_;
   std::unique_ptr<v1::TrainingJobService::Stub> stub_;
 };
+
+TEST_F(JobServiceTest, SlowChecksOfNewJobsHoldNothingUp) {
+  const Job running = Create();
+  std::vector<std::thread> creators;
+  for (int i = 0; i < 3; ++i) {
+    creators.emplace_back([this] {
+      v1::CreateTrainingJobRequest request;
+      request.mutable_spec()->set_model("slow");
+      Job job;
+      EXPECT_TRUE(stub_->CreateTrainingJob(MakeContext(kTestPatience).get(), request, &job).ok());
+    });
+  }
+  runner_.WaitForCheck();
+  v1::PauseTrainingJobRequest pause;
+  pause.set_name(running.name());
+  Job job;
+  EXPECT_TRUE(stub_->PauseTrainingJob(MakeContext(kTestPatience).get(), pause, &job).ok());
+  v1::ListTrainingJobsResponse list;
+  EXPECT_TRUE(stub_->ListTrainingJobs(MakeContext(kTestPatience).get(), {}, &list).ok());
+  EXPECT_EQ(list.training_jobs_size(), 1);
+  runner_.LetGo();
+  for (std::thread& creator : creators) creator.join();
+  EXPECT_TRUE(stub_->ListTrainingJobs(MakeContext(kTestPatience).get(), {}, &list).ok());
+  EXPECT_EQ(list.training_jobs_size(), 4);
+}
 
 TEST_F(JobServiceTest, CreateGetListAndRequests) {
   const Job created = Create("id-1");
