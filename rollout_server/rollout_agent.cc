@@ -120,7 +120,7 @@ bool RolloutAgent::Leave(absl::Time deadline) {
   link_->Wake();
   auto done = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return !stream_ || !stream_->welcomed ||
-           (stream_->leaving_sent && book_.empty() && control_->messages.empty());
+           (stream_->released && book_.empty() && control_->messages.empty());
   };
   return mutex_.AwaitWithDeadline(absl::Condition(&done), deadline);
 }
@@ -280,6 +280,9 @@ void RolloutAgent::OnMessage(uint64_t number, const v1::LearnerMessage& message)
       break;
     case v1::LearnerMessage::kAbandon:
       On(message.abandon());
+      break;
+    case v1::LearnerMessage::kReleased:
+      stream_->released = true;
       break;
     case v1::LearnerMessage::kDrain:
       LogInfo("the learner is stopping");

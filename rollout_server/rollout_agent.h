@@ -85,6 +85,7 @@ class RolloutAgent final : public LinkPeer {
     uint64_t capacity = 0;  // groups held at once
     uint64_t credit_sent = 0;
     bool leaving_sent = false;
+    bool released = false;  // the learner will assign nothing more
   };
 
   void On(const v1::LoadJob& load) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

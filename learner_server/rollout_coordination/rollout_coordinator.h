@@ -165,6 +165,8 @@ class RolloutCoordinator final : public RolloutPool {
   void On(RolloutSession& session, const v1::Credit& credit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void On(RolloutSession& session, const v1::RolloutFailure& failure)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void On(RolloutSession& session, const v1::Leaving& leaving)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void On(RolloutSession& session, const v1::RolloutHeartbeat& heartbeat)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Ends the streams of other servers of the same id; false (and doomed) when one of those came

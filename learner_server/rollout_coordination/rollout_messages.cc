@@ -100,8 +100,7 @@ bool RolloutCoordinator::Handle(RolloutSession& session, const v1::RolloutMessag
       On(session, message.failure());
       return true;
     case v1::RolloutMessage::kLeaving:
-      LogInfo("rollout is leaving", {{"rollout", session.rollout_id}});
-      session.leaving = true;
+      On(session, message.leaving());
       return true;
     case v1::RolloutMessage::MESSAGE_NOT_SET:
       // A kind of message that this build does not know.
@@ -252,6 +251,14 @@ void RolloutCoordinator::On(RolloutSession& session, const v1::RolloutFailure& f
                                              {"message", failure.message()}});
     session.last_report = Describe(failure.reason(), failure.message());
   }
+}
+
+void RolloutCoordinator::On(RolloutSession& session, const v1::Leaving&) {
+  LogInfo("rollout is leaving", {{"rollout", session.rollout_id}});
+  session.leaving = true;
+  v1::LearnerMessage message;
+  message.mutable_released();
+  Send(session, std::move(message));
 }
 
 void RolloutCoordinator::On(RolloutSession& session, const v1::RolloutHeartbeat& heartbeat) {

@@ -389,7 +389,6 @@ TEST_F(RolloutServerTest, StoppingFinishesWhatItHolds) {
   for (uint64_t group = 0; group < 4; ++group) {
     ASSERT_TRUE(learner_->Send(MakeAssign(3, group, 0)));
   }
-  // Once the first samples are there, the groups have certainly arrived.
   size_t samples = 0;
   uint64_t last = 0;
   auto count = [&](const v1::RolloutMessage& m) {
@@ -398,12 +397,14 @@ TEST_F(RolloutServerTest, StoppingFinishesWhatItHolds) {
       last = m.samples().sequence_number();
     }
   };
-  count(learner_->Await("Samples", [](const v1::RolloutMessage& m) { return m.has_samples(); }));
   std::thread stopper([&] { server_->Stop(absl::Now() + kPatience); });
   learner_->Await("Leaving", [&](const v1::RolloutMessage& m) {
     count(m);
     return m.has_leaving();
   });
+  v1::LearnerMessage released;
+  released.mutable_released();
+  ASSERT_TRUE(learner_->Send(released));
   while (samples < 12) {
     count(learner_->Await("Samples", [](const v1::RolloutMessage& m) { return m.has_samples(); }));
   }

@@ -144,6 +144,8 @@ class FakeRollout {
       SendCredit();
     } else if (in.has_ack()) {
       acknowledged = in.ack().sequence_number();
+    } else if (in.has_released()) {
+      released = true;
     }
   }
 
@@ -211,6 +213,7 @@ class FakeRollout {
   uint64_t acknowledged = 0;
   int assigned = 0;
   int abandoned = 0;
+  bool released = false;
   bool wrong_version = false;
   bool committed_while_busy = false;
 

@@ -94,6 +94,7 @@ TEST_F(RolloutReassignmentTest, ALeavingRolloutFinishesAndGetsNothingMore) {
   a().Put(leaving);
   Assign(4, 7, 0);
   Settle();
+  EXPECT_TRUE(a().released);
   EXPECT_EQ(a().groups.size(), 2u);
   EXPECT_EQ(b().groups.size(), 6u);
   a().FinishAll();
