@@ -7,6 +7,7 @@
 
 #include "common/base/error_reason.h"
 #include "tests/learner_server/tiny_job.h"
+#include "tests/testing/file_size_limit.h"
 
 namespace halfstep {
 namespace {
@@ -56,6 +57,19 @@ TEST(RunFolderTest, CutsMetricsBackToTheCheckpoint) {
   WriteText(path, ReadText(path) + "{\"step\":2,\"lo");  // torn by a power cut
   ASSERT_TRUE(folder->CutMetricsAfter(2).ok());
   EXPECT_EQ(ReadText(path), "{\"step\":0}\n{\"step\":1}\n{\"step\":2}\n");
+}
+
+TEST(RunFolderTest, ALineThatDidNotFitOnTheDiskDoesNotJoinTheNext) {
+  TempDir dir;
+  const auto folder = RunFolder::Open(dir / "run", "job");
+  ASSERT_TRUE(folder.ok());
+  {
+    const FileSizeLimit limit(20);
+    ASSERT_TRUE(folder->AppendMetrics("{\"step\":1}").ok());
+    EXPECT_FALSE(folder->AppendMetrics("{\"step\":2,\"loss\":1}").ok());
+  }
+  ASSERT_TRUE(folder->AppendMetrics("{\"step\":3}").ok());
+  EXPECT_EQ(ReadText(dir / "run/metrics.jsonl"), "{\"step\":1}\n{\"step\":3}\n");
 }
 
 }  // namespace
