@@ -214,7 +214,8 @@ inline constexpr MetricInfo kCompletionLength = {"halfstep_completion_length_tok
                                                  {},
                                                  kCountBuckets};
 inline constexpr MetricInfo kJobState = {"halfstep_job_state", MetricType::kGauge,
-                                         "1 for the state of the newest unfinished job, else 0.",
+                                         "1 for the state of the running job or, when none runs, "
+                                         "of the last that waits (paused or queued); else 0.",
                                          "state", kJobStates};
 
 // ---- both servers
