@@ -49,7 +49,7 @@ inline constexpr const char* kDropReasons[] = {"malformed",
                                                "group_lost",
                                                "abandoned",
                                                "other"};
-inline constexpr const char* kStoreKinds[] = {"activations", "weights"};
+inline constexpr const char* kStoreKinds[] = {"activations"};
 inline constexpr const char* kRolloutStates[] = {"joining", "loading", "ready", "serving",
                                                  "suspect"};
 inline constexpr const char* kDecodings[] = {"sampled", "greedy"};
@@ -119,6 +119,9 @@ inline constexpr MetricInfo kWeightUpdateDuration = {
     "",
     {},
     kDurationBuckets};
+inline constexpr MetricInfo kRolloutSaturatedStores = {
+    "halfstep_rollout_saturated_stores_total", MetricType::kCounter,
+    "FP16 stores of activations that met the largest finite value."};
 
 // ---- learner
 
@@ -264,6 +267,7 @@ inline constexpr auto kAll = std::to_array<Entry>({
     {MetricHome::kLearner, &kSamplesBuffered},
     {MetricHome::kLearner, &kGroupsReassigned},
     {MetricHome::kLearner, &kLoss},
+    {MetricHome::kRollout, &kRolloutSaturatedStores},
     {MetricHome::kLearner, &kGradNorm},
     {MetricHome::kLearner, &kLearningRate},
     {MetricHome::kLearner, &kEntropy},

@@ -28,7 +28,8 @@ RolloutMetrics::RolloutMetrics(Registry& registry)
       request_latency(registry.Histogram(metric::kRequestLatency)),
       weight_version(registry.Gauge(metric::kWeightVersion)),
       weight_update_timestamp(registry.Gauge(metric::kWeightUpdateTimestamp)),
-      weight_update_duration(registry.Histogram(metric::kWeightUpdateDuration)) {}
+      weight_update_duration(registry.Histogram(metric::kWeightUpdateDuration)),
+      saturated_stores(registry.Counter(metric::kRolloutSaturatedStores)) {}
 
 LearnerMetrics::LearnerMetrics(Registry& registry)
     : step(registry.Gauge(metric::kStep)),
