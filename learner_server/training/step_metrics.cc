@@ -2,6 +2,8 @@
 #include "learner_server/training/step_metrics.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "absl/time/clock.h"
@@ -78,10 +80,10 @@ void AddRewards(const BatchStatistics& batch, std::map<std::string, double>* met
 nlohmann::ordered_json ToJson(const std::map<std::string, double>& metrics) {
   nlohmann::ordered_json line;
   for (const auto& [name, value] : metrics) {
-    // Counts are easier to read, and exact, without a fraction.
-    const auto whole = static_cast<int64_t>(value);
-    if (static_cast<double>(whole) == value) {
-      line[name] = whole;
+    // Counts are easier to read, and exact, without a fraction. Beyond 2^53, and for what is not
+    // finite, there is no such count.
+    if (std::abs(value) < 0x1p53 && std::trunc(value) == value) {
+      line[name] = static_cast<int64_t>(value);
     } else {
       line[name] = value;
     }

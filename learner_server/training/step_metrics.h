@@ -41,7 +41,8 @@ struct StepRecord {
 std::map<std::string, double> MetricsOf(const StepRecord& record);
 
 // One line of metrics.jsonl, without the newline: the metrics, and the name of the first parameter
-// with a non-finite gradient when a step was skipped.
+// with a non-finite gradient when a step was skipped. JSON has no NaN and no infinity: both are
+// null.
 std::string MetricsLine(const StepRecord& record);
 // The line of an evaluation before the first step.
 std::string EvaluationLine(int64_t step, const EvaluationResult& evaluation);
