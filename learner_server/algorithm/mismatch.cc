@@ -9,6 +9,8 @@
 
 namespace halfstep {
 
+double MismatchBound(Profile profile) { return profile == Profile::kBitwise ? 0 : 1; }
+
 void MismatchStatistics::Add(std::span<const float> learner, std::span<const float> behaviour) {
   HALFSTEP_CHECK_EQ(learner.size(), behaviour.size());
   double sequence = 0;

@@ -7,7 +7,13 @@
 #include <span>
 #include <vector>
 
+#include "kernels/exec_context.h"
+
 namespace halfstep {
+
+// The largest |d| of one token that is no sign of a fault: 0 in the bitwise profile; 1 in the fast
+// one, where rounding alone gives hundredths in FP16 and tenths in BF16.
+double MismatchBound(Profile profile);
 
 struct MismatchMetrics {
   int64_t tokens_compared = 0;

@@ -160,6 +160,17 @@ std::string EvaluationLine(int64_t step, const EvaluationResult& evaluation) {
       .dump();
 }
 
+void Export(const RunStart& start, LearnerMetrics* metrics) {
+  constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
+  metrics->step.Set(static_cast<double>(start.step));
+  metrics->last_step_timestamp.Set(Seconds(absl::Now()));
+  metrics->policy_version.Set(static_cast<double>(start.published_version));
+  metrics->scheduled_lag.Set(static_cast<double>(start.lag));
+  metrics->mismatch_bound.Set(MismatchBound(start.profile));
+  metrics->mismatch_kl.Set(kUnknown);
+  metrics->mismatch_max.Set(kUnknown);
+}
+
 void Export(const StepRecord& record, LearnerMetrics* metrics) {
   const UpdateTotals totals = TotalsOf(record.updates);
   const auto duration = [metrics](const char* phase, absl::Duration time) {
@@ -172,7 +183,6 @@ void Export(const StepRecord& record, LearnerMetrics* metrics) {
   duration("publish", record.publish_time);
   metrics->step.Set(static_cast<double>(record.step));
   metrics->last_step_timestamp.Set(Seconds(absl::Now()));
-  metrics->policy_version.Set(static_cast<double>(record.policy_version));
   metrics->tokens["trained"].Increment(static_cast<double>(totals.tokens));
   metrics->loss.Set(totals.loss);
   metrics->grad_norm.Set(totals.gradient_norm);
@@ -185,8 +195,11 @@ void Export(const StepRecord& record, LearnerMetrics* metrics) {
       std::count_if(record.updates.begin(), record.updates.end(),
                     [](const OptimizerStepReport& update) { return update.skipped; })));
   metrics->saturated_stores["activations"].Increment(static_cast<double>(record.saturated_stores));
-  metrics->mismatch_kl.Set(record.mismatch.k3);
-  metrics->mismatch_max.Set(record.mismatch.abs_max);
+  // Nothing compared is not the same as no mismatch.
+  if (record.mismatch.tokens_compared > 0) {
+    metrics->mismatch_kl.Set(record.mismatch.k3);
+    metrics->mismatch_max.Set(record.mismatch.abs_max);
+  }
   metrics->mismatch_tokens.Increment(static_cast<double>(record.mismatch.tokens_compared));
   for (const int64_t length : record.batch.lengths) {
     metrics->completion_length.Observe(static_cast<double>(length));

@@ -47,6 +47,16 @@ std::string MetricsLine(const StepRecord& record);
 // The line of an evaluation before the first step.
 std::string EvaluationLine(int64_t step, const EvaluationResult& evaluation);
 
+// What a run begins with. The gauges then say nothing of the run before.
+struct RunStart {
+  int64_t step = 0;                // finished by earlier attempts
+  uint64_t published_version = 0;  // 0 when nothing is published
+  int64_t lag = 0;
+  Profile profile = Profile::kBitwise;
+};
+
+void Export(const RunStart& start, LearnerMetrics* metrics);
+// The published version is not among it: it is in force before the step is over.
 void Export(const StepRecord& record, LearnerMetrics* metrics);
 void Export(const EvaluationResult& evaluation, LearnerMetrics* metrics);
 

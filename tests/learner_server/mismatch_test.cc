@@ -54,6 +54,11 @@ TEST(MismatchStatisticsTest, P99LeavesOutOneInAHundred) {
   EXPECT_FLOAT_EQ(statistics.Summarize().abs_p99, 0.25f);
 }
 
+TEST(MismatchBoundTest, BitwiseAllowsNone) {
+  EXPECT_EQ(MismatchBound(Profile::kBitwise), 0);
+  EXPECT_GT(MismatchBound(Profile::kFast), 0);
+}
+
 TEST(MismatchStatisticsTest, NothingComparedIsNoMismatch) {
   const MismatchMetrics metrics = MismatchStatistics().Summarize();
   EXPECT_EQ(metrics.tokens_compared, 0);

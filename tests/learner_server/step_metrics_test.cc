@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a step's figures become in metrics.jsonl.
+// What a step's figures become in metrics.jsonl and in the scrape.
 #include "learner_server/training/step_metrics.h"
 
 #include <gmock/gmock.h>
@@ -8,6 +8,8 @@
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
+
+#include "common/metrics/learner_metrics.h"
 
 namespace halfstep {
 namespace {
@@ -44,6 +46,40 @@ TEST(MetricsLineTest, WhatIsNotFiniteIsNullAndWhatIsHugeStaysANumber) {
     EXPECT_EQ(line["step"], 3);
   }
   EXPECT_EQ(nlohmann::json::parse(MetricsLine(RecordWithUpdate(-0x1p63, 0x1p63)))["loss"], -0x1p63);
+}
+
+TEST(ExportTest, AStepThatComparesNothingLeavesTheMismatchGauges) {
+  Registry registry;
+  LearnerMetrics metrics(registry);
+  StepRecord record = RecordWithUpdate(0, 1);
+  record.mismatch.tokens_compared = 10;
+  record.mismatch.k3 = 0.25;
+  record.mismatch.abs_max = 0.5;
+  Export(record, &metrics);
+  record.mismatch = {};
+  Export(record, &metrics);
+  EXPECT_EQ(metrics.mismatch_kl.Value(), 0.25);
+  EXPECT_EQ(metrics.mismatch_max.Value(), 0.5);
+  EXPECT_EQ(metrics.mismatch_tokens.Value(), 10);
+}
+
+TEST(ExportTest, ARunStartsWithItsOwnVersionLagAndBoundAndNothingCompared) {
+  Registry registry;
+  LearnerMetrics metrics(registry);
+  metrics.policy_version.Set(150);
+  metrics.mismatch_max.Set(0.5);
+  Export(RunStart{.step = 4, .published_version = 3, .lag = 2, .profile = Profile::kFast},
+         &metrics);
+  EXPECT_EQ(metrics.step.Value(), 4);
+  EXPECT_EQ(metrics.policy_version.Value(), 3);
+  EXPECT_EQ(metrics.scheduled_lag.Value(), 2);
+  EXPECT_EQ(metrics.mismatch_bound.Value(), MismatchBound(Profile::kFast));
+  EXPECT_TRUE(std::isnan(metrics.mismatch_max.Value()));
+  EXPECT_TRUE(std::isnan(metrics.mismatch_kl.Value()));
+  EXPECT_GT(metrics.last_step_timestamp.Value(), 1e9);
+  // In the spelling that Prometheus reads.
+  EXPECT_THAT(registry.Scrape(),
+              testing::HasSubstr("halfstep_learner_mismatch_logprob_abs_max NaN\n"));
 }
 
 }  // namespace
