@@ -66,7 +66,23 @@ void AddMismatch(const MismatchMetrics& mismatch, std::map<std::string, double>*
   (*metrics)["mismatch_prob_diff_max"] = mismatch.prob_diff_max;
   (*metrics)["mismatch_sequence_sum_mean"] = mismatch.sequence_sum_mean;
   (*metrics)["mismatch_sequence_abs_sum_mean"] = mismatch.sequence_abs_sum_mean;
+  (*metrics)["mismatch_sequence_kl"] = mismatch.sequence_kl;
+  (*metrics)["mismatch_slope_per_1000_tokens"] = mismatch.slope_per_1000_tokens;
+  (*metrics)["mismatch_prob_correlation"] = mismatch.prob_correlation;
+  (*metrics)["mismatch_perplexity_ratio"] = mismatch.perplexity_ratio;
+  (*metrics)["mismatch_chi2_token"] = mismatch.chi2_token;
+  (*metrics)["mismatch_chi2_sequence"] = mismatch.chi2_sequence;
+  (*metrics)["mismatch_effective_sample_size"] = mismatch.effective_sample_size;
+  (*metrics)["mismatch_weights_above_cap"] = mismatch.weights_above_cap;
+  (*metrics)["mismatch_weights_below_cap"] = mismatch.weights_below_cap;
   (*metrics)["mismatch_bit_equal_share"] = mismatch.bit_equal_share;
+}
+
+// What the first update clips before the policy has moved: nothing, when pi equals mu.
+void AddPhantomClips(const StepRecord& record, std::map<std::string, double>* metrics) {
+  if (record.mismatch.tokens_compared == 0 || record.updates.empty()) return;
+  const PolicyLossStatistics& first = record.updates.front().loss;
+  (*metrics)["phantom_clip_fraction"] = Share(first.clipped_low + first.clipped_high, first.tokens);
 }
 
 void AddRewards(const BatchStatistics& batch, std::map<std::string, double>* metrics) {
@@ -136,6 +152,7 @@ std::map<std::string, double> MetricsOf(const StepRecord& record) {
   };
   AddRewards(record.batch, &metrics);
   AddMismatch(record.mismatch, &metrics);
+  AddPhantomClips(record, &metrics);
   if (record.evaluation) {
     metrics["eval_accuracy"] = record.evaluation->accuracy;
     metrics["eval_greedy"] = record.evaluation->greedy;

@@ -48,6 +48,18 @@ TEST(MetricsLineTest, WhatIsNotFiniteIsNullAndWhatIsHugeStaysANumber) {
   EXPECT_EQ(nlohmann::json::parse(MetricsLine(RecordWithUpdate(-0x1p63, 0x1p63)))["loss"], -0x1p63);
 }
 
+TEST(MetricsLineTest, PhantomClipsAreThoseOfTheFirstUpdateOfAComparedBatch) {
+  StepRecord record = RecordWithUpdate(0, 1);
+  record.updates[0].loss.tokens = 10;
+  record.updates[0].loss.clipped_low = 1;
+  record.updates[0].loss.clipped_high = 2;
+  record.updates.push_back(record.updates[0]);
+  record.updates[1].loss.clipped_high = 9;
+  EXPECT_EQ(MetricsOf(record).count("phantom_clip_fraction"), 0u);
+  record.mismatch.tokens_compared = 10;
+  EXPECT_DOUBLE_EQ(MetricsOf(record).at("phantom_clip_fraction"), 0.3);
+}
+
 TEST(ExportTest, AStepThatComparesNothingLeavesTheMismatchGauges) {
   Registry registry;
   LearnerMetrics metrics(registry);
