@@ -138,7 +138,13 @@ void JobSession::Stop() {
     absl::MutexLock lock(&join_mutex_);
     if (thread_.joinable()) thread_.join();
   }
-  if (engine != nullptr) engine->Stop();
+  StopEngine(engine.get());
+}
+
+void JobSession::StopEngine(Engine* engine) {
+  if (engine == nullptr) return;
+  engine->Stop();
+  if (options_.on_engine_stopped) options_.on_engine_stopped();
 }
 
 void JobSession::Run() {
@@ -204,7 +210,7 @@ absl::Status JobSession::LoadJob(const JobSpec& spec) {
     serving_weights_ = spare_weights_ = nullptr;
   }
   // The memory of the last model comes back before the next one takes its own.
-  if (old != nullptr) old->Stop();
+  StopEngine(old.get());
   old = nullptr;
   spec_ = std::nullopt;
   staging_ = nullptr;

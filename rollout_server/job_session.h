@@ -40,6 +40,8 @@ struct JobSessionOptions {
   WeightClientOptions fetch;
   // See EngineOptions::on_step.
   std::function<void(const StepReport&, const EngineStats&)> on_step;
+  // After the last on_step of an engine, and before the first of the next.
+  std::function<void()> on_engine_stopped;
   // How long fetching, verifying and packing a set of weights took.
   std::function<void(absl::Duration)> on_weights_prepared;
 };
@@ -97,6 +99,7 @@ class JobSession {
   // Whether the order still stands; a fetch may then begin.
   bool Begin(const Order& order) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status LoadJob(const JobSpec& spec);
+  void StopEngine(Engine* engine);
   absl::StatusOr<std::shared_ptr<Engine>> MakeEngine(const JobSpec& spec,
                                                      const ModelBundle& bundle);
   absl::Status PrepareWeights(uint64_t epoch, const WeightManifest& manifest);

@@ -25,7 +25,6 @@ void Advance(prometheus::Counter& counter, int64_t before, int64_t now) {
 }  // namespace
 
 void MetricsExporter::OnStep(const StepReport& report, const EngineStats& stats) {
-  if (stats.steps < last_.steps) last_ = EngineStats();
   metrics_.requests_running.Set(static_cast<double>(stats.sequences_running));
   metrics_.requests_waiting.Set(static_cast<double>(stats.sequences_waiting));
   metrics_.kv_cache_usage.Set(1 - static_cast<double>(stats.kv_blocks_free) /
@@ -33,6 +32,7 @@ void MetricsExporter::OnStep(const StepReport& report, const EngineStats& stats)
   Advance(metrics_.prompt_tokens, last_.prompt_tokens, stats.prompt_tokens);
   Advance(metrics_.generation_tokens, last_.tokens_generated, stats.tokens_generated);
   Advance(metrics_.preemptions, last_.preemptions, stats.preemptions);
+  Advance(metrics_.saturated_stores, last_.saturated_stores, stats.saturated_stores);
   if (stats.weight_swaps != last_.weight_swaps) {
     metrics_.weight_version.Set(static_cast<double>(stats.version));
     metrics_.weight_update_timestamp.Set(
@@ -49,6 +49,15 @@ void MetricsExporter::OnStep(const StepReport& report, const EngineStats& stats)
     metrics_.request_latency.Observe(absl::ToDoubleSeconds(finished.latency));
   }
   last_ = stats;
+}
+
+void MetricsExporter::OnEngineStopped() {
+  metrics_.requests_running.Set(0);
+  metrics_.requests_waiting.Set(0);
+  metrics_.kv_cache_usage.Set(0);
+  metrics_.weight_version.Set(0);
+  metrics_.weight_update_timestamp.Set(0);
+  last_ = EngineStats();
 }
 
 void MetricsExporter::OnWeightsPrepared(absl::Duration took) {

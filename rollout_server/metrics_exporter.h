@@ -14,8 +14,10 @@ class MetricsExporter {
   // `registry` must outlive it.
   explicit MetricsExporter(Registry* registry) : metrics_(*registry) {}
 
-  // After each step. An engine that starts anew starts its counts anew.
+  // See EngineOptions::on_step.
   void OnStep(const StepReport& report, const EngineStats& stats);
+  // Gauges go back to zero; the next engine starts its counts anew.
+  void OnEngineStopped();
   void OnWeightsPrepared(absl::Duration took);
 
  private:

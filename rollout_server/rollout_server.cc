@@ -104,6 +104,7 @@ void RolloutServer::Impl::MakeSession() {
   session_options.on_step = [this](const StepReport& report, const EngineStats& stats) {
     exporter.OnStep(report, stats);
   };
+  session_options.on_engine_stopped = [this] { exporter.OnEngineStopped(); };
   session_options.on_weights_prepared = [this](absl::Duration took) {
     exporter.OnWeightsPrepared(took);
   };

@@ -113,7 +113,15 @@ absl::Status AppendLine(const std::string& path, const std::string& line) {
   const bool existed = stat(path.c_str(), &info) == 0;
   const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (fd < 0) return FileError(errno, "open", path);
-  HALFSTEP_RETURN_IF_ERROR(WriteAndSync(fd, line + "\n", path));
+  const absl::Status status = WriteAndSync(fd, line + "\n", path);
+  if (!status.ok()) {
+    // The part that a full disk took would join the next line.
+    const bool undone =
+        (existed ? truncate(path.c_str(), info.st_size) : unlink(path.c_str())) == 0;
+    if (undone) return status;
+    return WithContext(status,
+                       std::string(FileError(errno, "take a torn line out of", path).message()));
+  }
   return existed ? absl::OkStatus() : SyncPath(FolderOf(path));
 }
 

@@ -23,7 +23,8 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes);
 // (temporary file, fsync, rename, fsync of the folder).
 absl::Status WriteFileAtomic(const std::string& path, const std::string& contents);
 
-// Appends `line` and a newline, durable on return; creates the file. `line` holds no newline.
+// Appends `line` and a newline, durable on return; creates the file. `line` holds no newline. When
+// it fails, the file holds whole lines only, as before. For one writer at a time.
 absl::Status AppendLine(const std::string& path, const std::string& line);
 // The same for several lines at once.
 absl::Status AppendLines(const std::string& path, const std::vector<std::string>& lines);

@@ -26,6 +26,11 @@ std::string MessageOf(int error) {
   return reinterpret_cast<const char*>(buffer);
 }
 
+bool IsLimit(int error) {
+  return error == PCRE2_ERROR_MATCHLIMIT || error == PCRE2_ERROR_DEPTHLIMIT ||
+         error == PCRE2_ERROR_HEAPLIMIT || error == PCRE2_ERROR_JIT_STACKLIMIT;
+}
+
 }  // namespace
 
 absl::StatusOr<Regex> Regex::Compile(const std::string& pattern) {
@@ -109,9 +114,13 @@ absl::StatusOr<bool> RegexScan::Next() {
   if (result < 0) {
     state.finished = true;
     if (result == PCRE2_ERROR_NOMATCH) return false;
-    return Error(absl::StatusCode::kResourceExhausted, "REGEX_LIMIT",
-                 absl::StrCat("the pattern gave up on a text of ", state.text.size(),
-                              " bytes: ", MessageOf(result)));
+    const std::string where = absl::StrCat(" on a text of ", state.text.size(), " bytes: ");
+    if (IsLimit(result)) {
+      return Error(absl::StatusCode::kResourceExhausted, "REGEX_LIMIT",
+                   absl::StrCat("the pattern gave up", where, MessageOf(result)));
+    }
+    return Error(absl::StatusCode::kInternal, "REGEX_FAILED",
+                 absl::StrCat("the pattern failed", where, MessageOf(result)));
   }
   const Span match = group(0);
   state.next = match.end;

@@ -47,8 +47,9 @@ class RegexScan {
   RegexScan& operator=(const RegexScan&) = delete;
 
   // Moves to the next match; false when there is none. RESOURCE_EXHAUSTED (reason REGEX_LIMIT) when
-  // a limit was met, INVALID_ARGUMENT for invalid UTF-8; the scan is then over. After an empty
-  // match the search goes on one code point further.
+  // a limit was met, INTERNAL (reason REGEX_FAILED) when PCRE2 failed in another way, as it does on
+  // a pattern that calls itself without end, INVALID_ARGUMENT for invalid UTF-8; the scan is then
+  // over. After an empty match the search goes on one code point further.
   absl::StatusOr<bool> Next();
 
   // Of the current match: where group `group` (0: the whole match) lies. `matched` is false for a

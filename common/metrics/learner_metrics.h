@@ -25,9 +25,11 @@ struct LearnerMetrics {
   prometheus::Gauge& entropy;
   prometheus::Gauge& mismatch_kl;
   prometheus::Gauge& mismatch_max;
+  prometheus::Gauge& mismatch_bound;
   prometheus::Counter& mismatch_tokens;
   prometheus::Gauge& clip_fraction;
   prometheus::Gauge& policy_version;
+  prometheus::Gauge& scheduled_lag;
   prometheus::Gauge& loss_scale;
   prometheus::Counter& skipped_steps;
   Labelled<prometheus::Counter> saturated_stores;  // by metric::kStoreKinds

@@ -49,7 +49,7 @@ inline constexpr const char* kDropReasons[] = {"malformed",
                                                "group_lost",
                                                "abandoned",
                                                "other"};
-inline constexpr const char* kStoreKinds[] = {"activations", "weights"};
+inline constexpr const char* kStoreKinds[] = {"activations"};
 inline constexpr const char* kRolloutStates[] = {"joining", "loading", "ready", "serving",
                                                  "suspect"};
 inline constexpr const char* kDecodings[] = {"sampled", "greedy"};
@@ -119,6 +119,9 @@ inline constexpr MetricInfo kWeightUpdateDuration = {
     "",
     {},
     kDurationBuckets};
+inline constexpr MetricInfo kRolloutSaturatedStores = {
+    "halfstep_rollout_saturated_stores_total", MetricType::kCounter,
+    "FP16 stores of activations that met the largest finite value."};
 
 // ---- learner
 
@@ -165,10 +168,15 @@ inline constexpr MetricInfo kEntropy = {"halfstep_learner_entropy_nats", MetricT
                                         "Mean entropy of the policy per response token."};
 inline constexpr MetricInfo kMismatchKl = {"halfstep_learner_mismatch_kl_nats", MetricType::kGauge,
                                            "Rollout against learner at the generating version: "
-                                           "mean of exp(d) - 1 - d per token compared."};
+                                           "mean of exp(d) - 1 - d per token, in the last step "
+                                           "that compared any. NaN until the job has compared."};
 inline constexpr MetricInfo kMismatchMax = {
     "halfstep_learner_mismatch_logprob_abs_max", MetricType::kGauge,
-    "Largest absolute difference of rollout and learner log-probs in the last step."};
+    "Largest absolute difference of rollout and learner log-probs in the last step that compared "
+    "any. NaN until the job has compared."};
+inline constexpr MetricInfo kMismatchBound = {
+    "halfstep_learner_mismatch_logprob_abs_bound", MetricType::kGauge,
+    "What that difference may be in the running job: 0 in the bitwise profile."};
 inline constexpr MetricInfo kMismatchTokens = {
     "halfstep_learner_mismatch_tokens_compared_total", MetricType::kCounter,
     "Tokens whose two log-probs were compared at the generating version."};
@@ -176,7 +184,11 @@ inline constexpr MetricInfo kClipFraction = {"halfstep_learner_clip_fraction_rat
                                              MetricType::kGauge,
                                              "Share of tokens whose ratio was clipped, 0 to 1."};
 inline constexpr MetricInfo kPolicyVersion = {"halfstep_learner_policy_version", MetricType::kGauge,
-                                              "Policy version last published."};
+                                              "Policy version that the running job last published "
+                                              "to rollouts; a supervised job publishes none."};
+inline constexpr MetricInfo kScheduledLag = {
+    "halfstep_learner_scheduled_lag_versions", MetricType::kGauge,
+    "How far behind the published version the running job's batches are generated (batch.lag)."};
 inline constexpr MetricInfo kLossScale = {"halfstep_learner_loss_scale", MetricType::kGauge,
                                           "Loss scale in force."};
 inline constexpr MetricInfo kSkippedSteps = {
@@ -258,6 +270,7 @@ inline constexpr auto kAll = std::to_array<Entry>({
     {MetricHome::kRollout, &kWeightVersion},
     {MetricHome::kRollout, &kWeightUpdateTimestamp},
     {MetricHome::kRollout, &kWeightUpdateDuration},
+    {MetricHome::kRollout, &kRolloutSaturatedStores},
     {MetricHome::kLearner, &kStep},
     {MetricHome::kLearner, &kLastStepTimestamp},
     {MetricHome::kLearner, &kStepDuration},
@@ -273,9 +286,11 @@ inline constexpr auto kAll = std::to_array<Entry>({
     {MetricHome::kLearner, &kEntropy},
     {MetricHome::kLearner, &kMismatchKl},
     {MetricHome::kLearner, &kMismatchMax},
+    {MetricHome::kLearner, &kMismatchBound},
     {MetricHome::kLearner, &kMismatchTokens},
     {MetricHome::kLearner, &kClipFraction},
     {MetricHome::kLearner, &kPolicyVersion},
+    {MetricHome::kLearner, &kScheduledLag},
     {MetricHome::kLearner, &kLossScale},
     {MetricHome::kLearner, &kSkippedSteps},
     {MetricHome::kLearner, &kSaturatedStores},

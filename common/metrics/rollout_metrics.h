@@ -23,6 +23,7 @@ struct RolloutMetrics {
   prometheus::Gauge& weight_version;
   prometheus::Gauge& weight_update_timestamp;
   prometheus::Histogram& weight_update_duration;
+  prometheus::Counter& saturated_stores;
 };
 
 }  // namespace halfstep

@@ -28,7 +28,8 @@ RolloutMetrics::RolloutMetrics(Registry& registry)
       request_latency(registry.Histogram(metric::kRequestLatency)),
       weight_version(registry.Gauge(metric::kWeightVersion)),
       weight_update_timestamp(registry.Gauge(metric::kWeightUpdateTimestamp)),
-      weight_update_duration(registry.Histogram(metric::kWeightUpdateDuration)) {}
+      weight_update_duration(registry.Histogram(metric::kWeightUpdateDuration)),
+      saturated_stores(registry.Counter(metric::kRolloutSaturatedStores)) {}
 
 LearnerMetrics::LearnerMetrics(Registry& registry)
     : step(registry.Gauge(metric::kStep)),
@@ -46,9 +47,11 @@ LearnerMetrics::LearnerMetrics(Registry& registry)
       entropy(registry.Gauge(metric::kEntropy)),
       mismatch_kl(registry.Gauge(metric::kMismatchKl)),
       mismatch_max(registry.Gauge(metric::kMismatchMax)),
+      mismatch_bound(registry.Gauge(metric::kMismatchBound)),
       mismatch_tokens(registry.Counter(metric::kMismatchTokens)),
       clip_fraction(registry.Gauge(metric::kClipFraction)),
       policy_version(registry.Gauge(metric::kPolicyVersion)),
+      scheduled_lag(registry.Gauge(metric::kScheduledLag)),
       loss_scale(registry.Gauge(metric::kLossScale)),
       skipped_steps(registry.Counter(metric::kSkippedSteps)),
       saturated_stores(registry.Counters(metric::kSaturatedStores)),

@@ -44,8 +44,9 @@ absl::StatusOr<std::optional<std::string>> Extract(const Regex& pattern, const s
   }
 }
 
-Reward TimeoutOf(const absl::Status& status) {
-  return {RewardOutcome::kTimeout, 0, std::string(status.message())};
+Reward FailureOf(const absl::Status& status) {
+  return {absl::IsResourceExhausted(status) ? RewardOutcome::kTimeout : RewardOutcome::kError, 0,
+          std::string(status.message())};
 }
 
 class ExactMatch final : public Verifier {
@@ -55,7 +56,7 @@ class ExactMatch final : public Verifier {
   Reward Score(const std::string& response, const std::string& answer) const override {
     if (!pattern_) return ScoreOf(EqualTrimmed(response, answer));
     const auto extracted = Extract(*pattern_, ToUtf8(response));
-    if (!extracted.ok()) return TimeoutOf(extracted.status());
+    if (!extracted.ok()) return FailureOf(extracted.status());
     return ScoreOf(extracted->has_value() && EqualTrimmed(**extracted, answer));
   }
 
@@ -81,7 +82,7 @@ class RegexMatch final : public Verifier {
 
   Reward Score(const std::string& response, const std::string& answer) const override {
     const auto extracted = Extract(pattern_, ToUtf8(response));
-    if (!extracted.ok()) return TimeoutOf(extracted.status());
+    if (!extracted.ok()) return FailureOf(extracted.status());
     if (!extracted->has_value()) return ScoreOf(false);
     // A row without an answer asks for the form alone.
     return ScoreOf(absl::StripAsciiWhitespace(answer).empty() || EqualTrimmed(**extracted, answer));

@@ -20,7 +20,8 @@ class Verifier {
   virtual ~Verifier() = default;
 
   // kScore with 0 or 1; kUnscorable when the row's answer cannot be compared with; kTimeout when
-  // the bound on the work was met. A response without an answer in it is wrong, not unscorable.
+  // the bound on the work was met; kError when the verifier itself failed. A response without an
+  // answer in it is wrong, not unscorable.
   virtual Reward Score(const std::string& response, const std::string& answer) const = 0;
 };
 

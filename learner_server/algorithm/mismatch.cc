@@ -6,19 +6,55 @@
 #include <cmath>
 
 #include "kernels/check.h"
+#include "learner_server/algorithm/policy_loss.h"
 
 namespace halfstep {
+
+double MismatchBound(Profile profile) { return profile == Profile::kBitwise ? 0 : 1; }
+
+void Covariance::Add(double x, double y) {
+  ++count;
+  const double dx = x - mean_x;
+  const double dy = y - mean_y;
+  mean_x += dx / count;
+  mean_y += dy / count;
+  // Equal pairs give equal sums, and so a correlation of exactly 1.
+  const double shrink = (count - 1) / count;
+  xx += dx * dx * shrink;
+  yy += dy * dy * shrink;
+  xy += dx * dy * shrink;
+}
+
+double Covariance::Slope() const { return xx == 0 ? 0 : xy / xx; }
+
+double Covariance::Correlation() const {
+  const double scale = std::sqrt(xx * yy);
+  return scale == 0 ? 1 : xy / scale;
+}
 
 void MismatchStatistics::Add(std::span<const float> learner, std::span<const float> behaviour) {
   HALFSTEP_CHECK_EQ(learner.size(), behaviour.size());
   double sequence = 0;
+  double sequence_k3 = 0;
   for (size_t t = 0; t < learner.size(); ++t) {
     const double d = static_cast<double>(learner[t]) - static_cast<double>(behaviour[t]);
-    const double prob_diff = std::abs(std::exp(static_cast<double>(learner[t])) -
-                                      std::exp(static_cast<double>(behaviour[t])));
+    const double pi = std::exp(static_cast<double>(learner[t]));
+    const double mu = std::exp(static_cast<double>(behaviour[t]));
+    const double prob_diff = std::abs(pi - mu);
+    const double k3 = std::expm1(d) - d;
+    const double log_weight = std::clamp(d, -kLogRatioLimit, kLogRatioLimit);
+    const double weight = std::exp(log_weight);
+    const double capped = std::clamp(weight, 1 / kWeightCap, kWeightCap);
     sequence += d;
+    sequence_k3 += k3;
     squares_ += d * d;
-    k3_ += std::expm1(d) - d;
+    k3_ += k3;
+    chi2_token_ += std::expm1(2 * log_weight);
+    weight_sum_ += capped;
+    weight_squares_ += capped * capped;
+    above_cap_ += weight > kWeightCap;
+    below_cap_ += weight < 1 / kWeightCap;
+    probabilities_.Add(mu, pi);
     max_ = std::max(max_, std::abs(d));
     prob_diff_sum_ += prob_diff;
     prob_diff_max_ = std::max(prob_diff_max_, prob_diff);
@@ -27,6 +63,13 @@ void MismatchStatistics::Add(std::span<const float> learner, std::span<const flo
   }
   sequence_sum_ += sequence;
   sequence_abs_sum_ += std::abs(sequence);
+  sequence_k3_ += sequence_k3;
+  chi2_sequence_ += std::expm1(2 * std::clamp(sequence, -kLogRatioLimit, kLogRatioLimit));
+  if (!learner.empty()) {
+    const double tokens = static_cast<double>(learner.size());
+    perplexity_ratio_ += std::exp(std::clamp(-sequence / tokens, -kLogRatioLimit, kLogRatioLimit));
+    lengths_.Add(tokens, sequence);
+  }
   ++sequences_;
 }
 
@@ -52,6 +95,15 @@ MismatchMetrics MismatchStatistics::Summarize() const {
   metrics.prob_diff_max = prob_diff_max_;
   metrics.sequence_sum_mean = sequence_sum_ / sequences;
   metrics.sequence_abs_sum_mean = sequence_abs_sum_ / sequences;
+  metrics.sequence_kl = sequence_k3_ / sequences;
+  metrics.slope_per_1000_tokens = 1000 * lengths_.Slope();
+  metrics.prob_correlation = probabilities_.Correlation();
+  metrics.perplexity_ratio = perplexity_ratio_ / lengths_.count;
+  metrics.chi2_token = chi2_token_ / tokens;
+  metrics.chi2_sequence = chi2_sequence_ / sequences;
+  metrics.effective_sample_size = weight_sum_ * weight_sum_ / (tokens * weight_squares_);
+  metrics.weights_above_cap = static_cast<double>(above_cap_) / tokens;
+  metrics.weights_below_cap = static_cast<double>(below_cap_) / tokens;
   metrics.bit_equal_share = static_cast<double>(bit_equal_) / tokens;
   return metrics;
 }

@@ -2,6 +2,8 @@
 #include "learner_server/training/step_metrics.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "absl/time/clock.h"
@@ -64,7 +66,23 @@ void AddMismatch(const MismatchMetrics& mismatch, std::map<std::string, double>*
   (*metrics)["mismatch_prob_diff_max"] = mismatch.prob_diff_max;
   (*metrics)["mismatch_sequence_sum_mean"] = mismatch.sequence_sum_mean;
   (*metrics)["mismatch_sequence_abs_sum_mean"] = mismatch.sequence_abs_sum_mean;
+  (*metrics)["mismatch_sequence_kl"] = mismatch.sequence_kl;
+  (*metrics)["mismatch_slope_per_1000_tokens"] = mismatch.slope_per_1000_tokens;
+  (*metrics)["mismatch_prob_correlation"] = mismatch.prob_correlation;
+  (*metrics)["mismatch_perplexity_ratio"] = mismatch.perplexity_ratio;
+  (*metrics)["mismatch_chi2_token"] = mismatch.chi2_token;
+  (*metrics)["mismatch_chi2_sequence"] = mismatch.chi2_sequence;
+  (*metrics)["mismatch_effective_sample_size"] = mismatch.effective_sample_size;
+  (*metrics)["mismatch_weights_above_cap"] = mismatch.weights_above_cap;
+  (*metrics)["mismatch_weights_below_cap"] = mismatch.weights_below_cap;
   (*metrics)["mismatch_bit_equal_share"] = mismatch.bit_equal_share;
+}
+
+// What the first update clips before the policy has moved: nothing, when pi equals mu.
+void AddPhantomClips(const StepRecord& record, std::map<std::string, double>* metrics) {
+  if (record.mismatch.tokens_compared == 0 || record.updates.empty()) return;
+  const PolicyLossStatistics& first = record.updates.front().loss;
+  (*metrics)["phantom_clip_fraction"] = Share(first.clipped_low + first.clipped_high, first.tokens);
 }
 
 void AddRewards(const BatchStatistics& batch, std::map<std::string, double>* metrics) {
@@ -78,10 +96,10 @@ void AddRewards(const BatchStatistics& batch, std::map<std::string, double>* met
 nlohmann::ordered_json ToJson(const std::map<std::string, double>& metrics) {
   nlohmann::ordered_json line;
   for (const auto& [name, value] : metrics) {
-    // Counts are easier to read, and exact, without a fraction.
-    const auto whole = static_cast<int64_t>(value);
-    if (static_cast<double>(whole) == value) {
-      line[name] = whole;
+    // Counts are easier to read, and exact, without a fraction. Beyond 2^53, and for what is not
+    // finite, there is no such count.
+    if (std::abs(value) < 0x1p53 && std::trunc(value) == value) {
+      line[name] = static_cast<int64_t>(value);
     } else {
       line[name] = value;
     }
@@ -134,6 +152,7 @@ std::map<std::string, double> MetricsOf(const StepRecord& record) {
   };
   AddRewards(record.batch, &metrics);
   AddMismatch(record.mismatch, &metrics);
+  AddPhantomClips(record, &metrics);
   return metrics;
 }
 
@@ -153,6 +172,17 @@ std::string EvaluationLine(int64_t step, const EvaluationResult& evaluation) {
       .dump();
 }
 
+void Export(const RunStart& start, LearnerMetrics* metrics) {
+  constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
+  metrics->step.Set(static_cast<double>(start.step));
+  metrics->last_step_timestamp.Set(Seconds(absl::Now()));
+  metrics->policy_version.Set(static_cast<double>(start.published_version));
+  metrics->scheduled_lag.Set(static_cast<double>(start.lag));
+  metrics->mismatch_bound.Set(MismatchBound(start.profile));
+  metrics->mismatch_kl.Set(kUnknown);
+  metrics->mismatch_max.Set(kUnknown);
+}
+
 void Export(const StepRecord& record, LearnerMetrics* metrics) {
   const UpdateTotals totals = TotalsOf(record.updates);
   const auto duration = [metrics](const char* phase, absl::Duration time) {
@@ -165,7 +195,6 @@ void Export(const StepRecord& record, LearnerMetrics* metrics) {
   duration("publish", record.publish_time);
   metrics->step.Set(static_cast<double>(record.step));
   metrics->last_step_timestamp.Set(Seconds(absl::Now()));
-  metrics->policy_version.Set(static_cast<double>(record.policy_version));
   metrics->tokens["trained"].Increment(static_cast<double>(totals.tokens));
   metrics->loss.Set(totals.loss);
   metrics->grad_norm.Set(totals.gradient_norm);
@@ -178,8 +207,11 @@ void Export(const StepRecord& record, LearnerMetrics* metrics) {
       std::count_if(record.updates.begin(), record.updates.end(),
                     [](const OptimizerStepReport& update) { return update.skipped; })));
   metrics->saturated_stores["activations"].Increment(static_cast<double>(record.saturated_stores));
-  metrics->mismatch_kl.Set(record.mismatch.k3);
-  metrics->mismatch_max.Set(record.mismatch.abs_max);
+  // Nothing compared is not the same as no mismatch.
+  if (record.mismatch.tokens_compared > 0) {
+    metrics->mismatch_kl.Set(record.mismatch.k3);
+    metrics->mismatch_max.Set(record.mismatch.abs_max);
+  }
   metrics->mismatch_tokens.Increment(static_cast<double>(record.mismatch.tokens_compared));
   for (const int64_t length : record.batch.lengths) {
     metrics->completion_length.Observe(static_cast<double>(length));

@@ -39,11 +39,22 @@ struct StepRecord {
 std::map<std::string, double> MetricsOf(const StepRecord& record);
 
 // One line of metrics.jsonl, without the newline: the metrics, and the name of the first parameter
-// with a non-finite gradient when a step was skipped.
+// with a non-finite gradient when a step was skipped. JSON has no NaN and no infinity: both are
+// null.
 std::string MetricsLine(const StepRecord& record);
 // The line of an evaluation after `step`; 0: before the first.
 std::string EvaluationLine(int64_t step, const EvaluationResult& evaluation);
 
+// What a run begins with. The gauges then say nothing of the run before.
+struct RunStart {
+  int64_t step = 0;                // finished by earlier attempts
+  uint64_t published_version = 0;  // 0 when nothing is published
+  int64_t lag = 0;
+  Profile profile = Profile::kBitwise;
+};
+
+void Export(const RunStart& start, LearnerMetrics* metrics);
+// The published version is not among it: it is in force before the step is over.
 void Export(const StepRecord& record, LearnerMetrics* metrics);
 void Export(const EvaluationResult& evaluation, LearnerMetrics* metrics);
 

@@ -62,8 +62,12 @@ absl::Status Trainer::Train() {
     checkpoint_step_ = progress.step;
     checkpoint_ = parts_.checkpoints->PathOf(progress.step);
   }
+  Export(RunStart{.step = progress.step,
+                  .published_version = parts_.client == nullptr ? 0 : progress.policy_version,
+                  .lag = parts_.settings->lag,
+                  .profile = parts_.settings->profile},
+         parts_.metrics);
   parts_.control->SetProgress(progress.step, progress.policy_version);
-  parts_.metrics->last_step_timestamp.Set(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
   for (const auto& older : published_) parts_.client->Publish(older);
   HALFSTEP_RETURN_IF_ERROR(PublishCurrent());
   // Before the first step, or where an earlier attempt was stopped.
@@ -173,6 +177,7 @@ absl::Status Trainer::PublishCurrent() {
   published_.push_back(WeightSet::Create(progress.policy_version, state.master,
                                          settings.rollout_dtype, state.weights.rope_table()));
   parts_.client->Publish(published_.back());
+  parts_.metrics->policy_version.Set(static_cast<double>(progress.policy_version));
   const uint64_t needed = GeneratingVersion(progress, progress.step + 1, settings.lag);
   std::erase_if(published_, [needed](const std::shared_ptr<const WeightSet>& weights) {
     return weights->manifest().version < needed;

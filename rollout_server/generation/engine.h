@@ -70,7 +70,8 @@ struct EngineOptions {
   // Bytes of a token's text, for stop strings; without it requests with stop strings are refused.
   // Called on the engine's thread; what it returns must stay valid until its next call.
   std::function<std::string_view(int32_t)> token_bytes;
-  // Called on the engine's thread after each step and each change of weights; may be empty.
+  // Called on the engine's thread after each step, after each change of weights, and before it
+  // waits for work; may be empty.
   std::function<void(const StepReport&, const EngineStats&)> on_step;
 };
 

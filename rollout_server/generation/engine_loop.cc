@@ -123,7 +123,10 @@ void Engine::Loop::Run() {
     Accept(std::exchange(inbox, {}));
     TrySwap();
     idle = !Step();
-    if (idle) PublishStats();
+    if (!idle) continue;
+    // Groups may have ended without a step.
+    PublishStats();
+    if (options_.on_step) options_.on_step({}, local_);
   }
   FailEverything();
 }

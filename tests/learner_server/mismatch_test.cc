@@ -21,6 +21,15 @@ TEST(MismatchStatisticsTest, EqualLogProbsGiveExactZeros) {
   EXPECT_EQ(metrics.k3, 0);
   EXPECT_EQ(metrics.abs_max, 0);
   EXPECT_EQ(metrics.prob_diff_max, 0);
+  EXPECT_EQ(metrics.sequence_kl, 0);
+  EXPECT_EQ(metrics.slope_per_1000_tokens, 0);
+  EXPECT_EQ(metrics.prob_correlation, 1);
+  EXPECT_EQ(metrics.perplexity_ratio, 1);
+  EXPECT_EQ(metrics.chi2_token, 0);
+  EXPECT_EQ(metrics.chi2_sequence, 0);
+  EXPECT_EQ(metrics.effective_sample_size, 1);
+  EXPECT_EQ(metrics.weights_above_cap, 0);
+  EXPECT_EQ(metrics.weights_below_cap, 0);
   EXPECT_EQ(metrics.bit_equal_share, 1);
 }
 
@@ -44,6 +53,33 @@ TEST(MismatchStatisticsTest, FollowsTheFormulas) {
   EXPECT_DOUBLE_EQ(metrics.bit_equal_share, 1.0 / 3);
 }
 
+// d = 0.5, -0.25, 0 and -1, 1; the numbers are from the formulas, in Python.
+TEST(MismatchStatisticsTest, WeightsAndSequencesFollowTheFormulas) {
+  MismatchStatistics statistics;
+  statistics.Add(std::vector<float>{-1.0f, -2.0f, -0.5f}, std::vector<float>{-1.5f, -1.75f, -0.5f});
+  statistics.Add(std::vector<float>{-3.0f, -0.25f}, std::vector<float>{-2.0f, -1.25f});
+  const MismatchMetrics metrics = statistics.Summarize();
+  EXPECT_NEAR(metrics.sequence_kl, 0.6318416617010103, 1e-12);
+  EXPECT_NEAR(metrics.slope_per_1000_tokens, 250, 1e-9);
+  EXPECT_NEAR(metrics.prob_correlation, 0.6500598237059387, 1e-12);
+  EXPECT_NEAR(metrics.perplexity_ratio, 0.9600222073146616, 1e-12);
+  EXPECT_NEAR(metrics.chi2_token, 1.3698407740677885, 1e-12);
+  EXPECT_NEAR(metrics.chi2_sequence, 0.3243606353500641, 1e-12);
+  EXPECT_NEAR(metrics.effective_sample_size, 0.8195052135872297, 1e-12);
+  EXPECT_DOUBLE_EQ(metrics.weights_above_cap, 0.2);
+  EXPECT_DOUBLE_EQ(metrics.weights_below_cap, 0.2);
+}
+
+TEST(MismatchStatisticsTest, HugeDifferencesStayFinite) {
+  MismatchStatistics statistics;
+  statistics.Add(std::vector<float>{-1.0f, -1.0f}, std::vector<float>{-601.0f, -601.0f});
+  const MismatchMetrics metrics = statistics.Summarize();
+  EXPECT_DOUBLE_EQ(metrics.chi2_token, std::expm1(40.0));
+  EXPECT_DOUBLE_EQ(metrics.chi2_sequence, std::expm1(40.0));
+  EXPECT_DOUBLE_EQ(metrics.perplexity_ratio, std::exp(-20.0));
+  EXPECT_EQ(metrics.effective_sample_size, 1);
+}
+
 TEST(MismatchStatisticsTest, P99LeavesOutOneInAHundred) {
   std::vector<float> learner(200, -1.0f), behaviour(200, -1.0f);
   learner[7] = 0.0f;
@@ -52,6 +88,11 @@ TEST(MismatchStatisticsTest, P99LeavesOutOneInAHundred) {
   MismatchStatistics statistics;
   statistics.Add(learner, behaviour);
   EXPECT_FLOAT_EQ(statistics.Summarize().abs_p99, 0.25f);
+}
+
+TEST(MismatchBoundTest, BitwiseAllowsNone) {
+  EXPECT_EQ(MismatchBound(Profile::kBitwise), 0);
+  EXPECT_GT(MismatchBound(Profile::kFast), 0);
 }
 
 TEST(MismatchStatisticsTest, NothingComparedIsNoMismatch) {

@@ -7,6 +7,7 @@
 
 #include "common/base/error_reason.h"
 #include "tests/learner_server/tiny_job.h"
+#include "tests/testing/file_size_limit.h"
 
 namespace halfstep {
 namespace {
@@ -121,6 +122,19 @@ TEST(RunFolderTest, CutsSamplesBackToTheCheckpoint) {
   EXPECT_EQ(ReadText(path), whole.substr(0, whole.size() / 3));
   ASSERT_TRUE(folder->CutSamplesAfter(-1).ok());
   EXPECT_EQ(ReadText(path), "");
+}
+
+TEST(RunFolderTest, ALineThatDidNotFitOnTheDiskDoesNotJoinTheNext) {
+  TempDir dir;
+  const auto folder = RunFolder::Open(dir / "run", "job");
+  ASSERT_TRUE(folder.ok());
+  {
+    const FileSizeLimit limit(20);
+    ASSERT_TRUE(folder->AppendMetrics("{\"step\":1}").ok());
+    EXPECT_FALSE(folder->AppendMetrics("{\"step\":2,\"loss\":1}").ok());
+  }
+  ASSERT_TRUE(folder->AppendMetrics("{\"step\":3}").ok());
+  EXPECT_EQ(ReadText(dir / "run/metrics.jsonl"), "{\"step\":1}\n{\"step\":3}\n");
 }
 
 }  // namespace

@@ -4,9 +4,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 
-#include <csignal>
 #include <cstring>
 
 #include "common/base/error_reason.h"
@@ -14,6 +12,7 @@
 #include "common/model/initialize.h"
 #include "kernels/workspace.h"
 #include "tests/learner_server/tiny_job.h"
+#include "tests/testing/file_size_limit.h"
 
 namespace halfstep {
 namespace {
@@ -123,25 +122,6 @@ TEST_F(TrainCheckpointTest, RefusesAnotherModelsState) {
   EXPECT_EQ(progress.status().code(), absl::StatusCode::kDataLoss);
   EXPECT_EQ(ReasonOf(progress.status()), "CHECKPOINT_MISMATCH");
 }
-
-// The limit on file sizes stands in for a disk without room.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(rlim_t bytes) {
-    previous_handler_ = std::signal(SIGXFSZ, SIG_IGN);
-    getrlimit(RLIMIT_FSIZE, &previous_);
-    const rlimit limit{bytes, previous_.rlim_max};
-    EXPECT_EQ(setrlimit(RLIMIT_FSIZE, &limit), 0);
-  }
-  ~FileSizeLimit() {
-    setrlimit(RLIMIT_FSIZE, &previous_);
-    std::signal(SIGXFSZ, previous_handler_);
-  }
-
- private:
-  rlimit previous_{};
-  void (*previous_handler_)(int) = nullptr;
-};
 
 TEST_F(TrainCheckpointTest, FullDiskLeavesTheCheckpointBefore) {
   ASSERT_TRUE(WriteCheckpoint(*store_, Contents()).ok());

@@ -152,6 +152,30 @@ TEST_F(TrainingJobRunnerTest, OtherWeightsOnTheRolloutShowAsMismatch) {
   EXPECT_EQ(learner.summary().tokens_compared(), learner.summary().tokens_trained());
 }
 
+TEST_F(TrainingJobRunnerTest, MetricsTellOneRunFromTheNext) {
+  LocalRolloutPool pool;
+  pool.CorruptWeights(7);
+  TinyLearner learner(root(), &pool);
+  v1::TrainingJobSpec lagging = TinyWorkplace::RlSpec("lagging", 4);
+  lagging.mutable_batch()->set_lag(1);
+  ASSERT_TRUE(learner.Run("lagging", lagging).ok());
+  const LearnerMetrics& metrics = learner.metrics();
+  EXPECT_EQ(metrics.policy_version.Value(), 4);
+  EXPECT_EQ(metrics.scheduled_lag.Value(), 1);
+  EXPECT_EQ(metrics.mismatch_bound.Value(), 0);
+  // Only the first batch was compared, and it is not forgotten.
+  EXPECT_EQ(metrics.mismatch_max.Value(), learner.summary().max_abs_logprob_diff());
+  EXPECT_GT(metrics.mismatch_max.Value(), 0);
+
+  v1::TrainingJobSpec supervised = TinyWorkplace::SupervisedSpec(2);
+  supervised.set_output_dir("sft_after");
+  ASSERT_TRUE(learner.Run("sft_after", supervised).ok());
+  EXPECT_EQ(metrics.step.Value(), 2);
+  EXPECT_EQ(metrics.policy_version.Value(), 0) << "nothing was published";
+  EXPECT_EQ(metrics.scheduled_lag.Value(), 0);
+  EXPECT_TRUE(std::isnan(metrics.mismatch_max.Value()));
+}
+
 TEST_F(TrainingJobRunnerTest, ResumedRunIsTheSameBits) {
   const v1::RunSummary whole = RunWhole(TinyWorkplace::RlSpec("whole", 8));
   const v1::RunSummary parts =

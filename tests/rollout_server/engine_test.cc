@@ -552,6 +552,30 @@ TEST(EngineTest, RefusesRequestsThatCannotBeGenerated) {
               HasSubstr("stop string"));
 }
 
+TEST(EngineTest, ReportsThatACancelledGroupIsGone) {
+  EngineOptions options = TinyOptions();
+  options.config.eos_token_ids = {};
+  absl::Mutex mutex;
+  EngineStats last;
+  options.on_step = [&](const StepReport&, const EngineStats& stats) {
+    absl::MutexLock lock(&mutex);
+    last = stats;
+  };
+  auto engine = MakeServingEngine(options);
+  absl::Notification started;
+  Outcome outcome;
+  const GroupHandle group =
+      *engine->Submit(MakeGroup(0, 10, 4, 140), outcome.callbacks([&](const GeneratedToken&) {
+        if (!started.HasBeenNotified()) started.Notify();
+      }));
+  ASSERT_TRUE(started.WaitForNotificationWithTimeout(kPatience));
+  engine->Cancel(group);
+  absl::MutexLock lock(&mutex);
+  auto gone = [&] { return last.steps > 0 && last.sequences_running == 0; };
+  EXPECT_TRUE(mutex.AwaitWithTimeout(absl::Condition(&gone), kPatience));
+  EXPECT_EQ(last.kv_blocks_free, last.kv_blocks_total);
+}
+
 TEST(EngineTest, ReportsLatenciesOfEveryStep) {
   EngineOptions options = TinyOptions();
   options.config.eos_token_ids = {};

@@ -12,12 +12,14 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "common/base/error_reason.h"
+#include "common/rpc/endpoint.h"
 #include "common/trajectory/proto_convert.h"
 #include "common/weight_sync/weight_proto.h"
 #include "halfstep/v1/rollout_coordination.pb.h"
 #include "rollout_server/generation/generate.h"
 #include "tests/rollout_server/fake_learner.h"
 #include "tests/rollout_server/tiny_model.h"
+#include "tests/testing/http_client.h"
 
 namespace halfstep {
 namespace {
@@ -189,6 +191,18 @@ TEST_F(RolloutServerTest, GeneratesWithWeightsThatCameOverTheWire) {
   learner_->Serve(3, *weights_[1]);
   ASSERT_TRUE(learner_->Send(MakeAssign(3, 41, 1)));
   ExpectSame(AwaitSamples(41, 3), Expected(41, 1));
+}
+
+TEST_F(RolloutServerTest, GaugesOfAnEngineEndWithIt) {
+  const auto scrape = [this] {
+    return AskHttp(ParseEndpoint(server_->http_address())->port, "GET /metrics");
+  };
+  learner_->LoadJob(3);
+  learner_->Serve(3, *weights_[1]);
+  EXPECT_THAT(scrape(), HasSubstr("halfstep_rollout_weight_version 1\n"));
+  learner_->LoadJob(4, kMaxTokens / 2);  // another size, so another engine
+  EXPECT_THAT(scrape(), HasSubstr("halfstep_rollout_weight_version 0\n"));
+  EXPECT_THAT(scrape(), HasSubstr("halfstep_rollout_kv_cache_usage_ratio 0\n"));
 }
 
 TEST_F(RolloutServerTest, RefusesWeightsOfAnotherDigest) {

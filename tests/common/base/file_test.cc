@@ -8,6 +8,7 @@
 #include "common/base/error_reason.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/testing/file_size_limit.h"
 #include "tests/testing/temp_dir.h"
 
 namespace halfstep {
@@ -74,6 +75,21 @@ TEST(FileTest, AppendLineKeepsWhatWasThere) {
   ASSERT_TRUE(AppendLine(dir / "f", "one").ok());
   ASSERT_TRUE(AppendLine(dir / "f", "two").ok());
   EXPECT_EQ(ReadFile(dir / "f", 100).value(), "one\ntwo\n");
+}
+
+TEST(FileTest, AppendLineThatFailsLeavesWholeLinesOnly) {
+  TempDir dir;
+  {
+    const FileSizeLimit limit(6);
+    EXPECT_FALSE(AppendLine(dir / "f", "too long").ok());
+    EXPECT_FALSE(fs::exists(dir / "f"));
+    ASSERT_TRUE(AppendLine(dir / "f", "one").ok());
+    const absl::Status status = AppendLine(dir / "f", "two");  // half of it fits
+    EXPECT_THAT(std::string(status.message()), HasSubstr("cannot write"));
+    EXPECT_EQ(ReadFile(dir / "f", 100).value(), "one\n");
+  }
+  ASSERT_TRUE(AppendLine(dir / "f", "three").ok());
+  EXPECT_EQ(ReadFile(dir / "f", 100).value(), "one\nthree\n");
 }
 
 TEST(FileTest, FullDiskHasAReasonOfItsOwn) {

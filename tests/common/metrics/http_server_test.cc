@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/metrics/http_server.h"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
 #include <atomic>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/error_reason.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/testing/http_client.h"
 
 namespace halfstep {
 namespace {
@@ -19,23 +15,6 @@ namespace {
 using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
-
-// The whole answer to one request.
-std::string Ask(int port, const std::string& request_line) {
-  const int fd = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<uint16_t>(port));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
-  const std::string request = absl::StrCat(request_line, " HTTP/1.1\r\nHost: localhost\r\n\r\n");
-  EXPECT_EQ(write(fd, request.data(), request.size()), static_cast<ssize_t>(request.size()));
-  std::string answer;
-  char buffer[4096];
-  for (ssize_t count; (count = read(fd, buffer, sizeof(buffer))) > 0;) answer.append(buffer, count);
-  close(fd);
-  return answer;
-}
 
 class HttpServerTest : public ::testing::Test {
  protected:
@@ -55,30 +34,30 @@ class HttpServerTest : public ::testing::Test {
 };
 
 TEST_F(HttpServerTest, ServesMetricsInPrometheusFormat) {
-  const std::string answer = Ask(server_->port(), "GET /metrics");
+  const std::string answer = AskHttp(server_->port(), "GET /metrics");
   EXPECT_THAT(answer, StartsWith("HTTP/1.1 200 OK\r\n"));
   EXPECT_THAT(answer, HasSubstr("Content-Type: text/plain; version=0.0.4"));
   EXPECT_THAT(answer, EndsWith("\r\n\r\nmetric_a 1\n"));
 }
 
 TEST_F(HttpServerTest, IsAliveBeforeItIsReady) {
-  EXPECT_THAT(Ask(server_->port(), "GET /livez"), StartsWith("HTTP/1.1 200"));
-  const std::string answer = Ask(server_->port(), "GET /readyz");
+  EXPECT_THAT(AskHttp(server_->port(), "GET /livez"), StartsWith("HTTP/1.1 200"));
+  const std::string answer = AskHttp(server_->port(), "GET /readyz");
   EXPECT_THAT(answer, StartsWith("HTTP/1.1 503 Service Unavailable"));
   EXPECT_THAT(answer, EndsWith("no weights are loaded\n"));
   ready_ = true;
-  EXPECT_THAT(Ask(server_->port(), "GET /readyz"), StartsWith("HTTP/1.1 200"));
+  EXPECT_THAT(AskHttp(server_->port(), "GET /readyz"), StartsWith("HTTP/1.1 200"));
 }
 
 TEST_F(HttpServerTest, HeadHasNoBody) {
-  EXPECT_THAT(Ask(server_->port(), "HEAD /metrics"), EndsWith("\r\n\r\n"));
+  EXPECT_THAT(AskHttp(server_->port(), "HEAD /metrics"), EndsWith("\r\n\r\n"));
 }
 
 TEST_F(HttpServerTest, RefusesOtherPathsAndMethods) {
-  EXPECT_THAT(Ask(server_->port(), "GET /etc/passwd"), StartsWith("HTTP/1.1 404"));
-  EXPECT_THAT(Ask(server_->port(), "GET /"), StartsWith("HTTP/1.1 404"));
-  EXPECT_THAT(Ask(server_->port(), "POST /metrics"), StartsWith("HTTP/1.1 405"));
-  EXPECT_THAT(Ask(server_->port(), "PUT /x"), StartsWith("HTTP/1.1 405"));
+  EXPECT_THAT(AskHttp(server_->port(), "GET /etc/passwd"), StartsWith("HTTP/1.1 404"));
+  EXPECT_THAT(AskHttp(server_->port(), "GET /"), StartsWith("HTTP/1.1 404"));
+  EXPECT_THAT(AskHttp(server_->port(), "POST /metrics"), StartsWith("HTTP/1.1 405"));
+  EXPECT_THAT(AskHttp(server_->port(), "PUT /x"), StartsWith("HTTP/1.1 405"));
 }
 
 TEST_F(HttpServerTest, PortInUseIsAClearError) {

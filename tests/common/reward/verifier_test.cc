@@ -103,6 +103,14 @@ TEST(RegexRewardTest, CatastrophicBacktrackingIsATimeoutAndSoon) {
   }
 }
 
+TEST(RegexRewardTest, APatternThatCallsItselfWithoutEndIsAnError) {
+  for (const auto type : {v1::REWARD_TYPE_REGEX, v1::REWARD_TYPE_EXACT_MATCH}) {
+    const Reward reward = Make(type, "(a?(?2))(b?(?1))")->Score("aab", "a");
+    EXPECT_EQ(reward.outcome, RewardOutcome::kError);
+    EXPECT_THAT(reward.detail, HasSubstr("the pattern failed on a text of 3 bytes"));
+  }
+}
+
 TEST(MakeVerifierTest, RefusesABadPatternAndNamesTheField) {
   v1::RewardSpec spec;
   spec.set_type(v1::REWARD_TYPE_REGEX);
