@@ -37,6 +37,8 @@ void AddJobCommands(CLI::App& app, CommandContext& context);
 void AddCheckCommand(CLI::App& app, CommandContext& context);
 // generate
 void AddGenerateCommand(CLI::App& app, CommandContext& context);
+// eval
+void AddEvalCommand(CLI::App& app, CommandContext& context);
 // demo, train
 void AddLocalCommands(CLI::App& app, CommandContext& context);
 
