@@ -35,6 +35,10 @@ void AddFormatOption(CLI::App& command, CommandContext& context);
 void AddJobCommands(CLI::App& app, CommandContext& context);
 // check
 void AddCheckCommand(CLI::App& app, CommandContext& context);
+// generate
+void AddGenerateCommand(CLI::App& app, CommandContext& context);
+// eval
+void AddEvalCommand(CLI::App& app, CommandContext& context);
 // demo, train
 void AddLocalCommands(CLI::App& app, CommandContext& context);
 

@@ -9,10 +9,10 @@ namespace halfstep {
 enum ExitCode : int {
   kExitOk = 0,
   kExitFailure = 1,      // anything that has no code of its own
-  kExitBadInput = 2,     // command line, job file or request
-  kExitNotFound = 3,     // job, file or binary
+  kExitBadInput = 2,     // command line, file or request
+  kExitNotFound = 3,     // job, model, file or binary
   kExitWrongState = 4,   // the job's state, or a folder's, does not allow it
-  kExitUnreachable = 5,  // no learner there, or it did not answer in time
+  kExitUnreachable = 5,  // no server there, or it did not answer in time
   kExitDenied = 6,       // credentials or role
   kExitJobFailed = 7,    // the job ended as failed, cancelled or paused
   kExitInterrupted = 130,

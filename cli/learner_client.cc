@@ -4,15 +4,11 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
-#include <thread>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
-#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
-#include "common/base/error_reason.h"
+#include "cli/client_call.h"
 #include "common/base/status_macros.h"
-#include "common/rpc/status.h"
 #include "halfstep/v1/training_job.grpc.pb.h"
 
 namespace halfstep {
@@ -25,27 +21,6 @@ constexpr absl::Duration kAlive = absl::Seconds(5);
 // A stream that has lasted so long is attached anew; it costs nothing and bounds every wait.
 constexpr absl::Duration kStreamDeadline = absl::Hours(1);
 
-// Cancels a call as soon as `go_on` says false, until destroyed.
-class Canceller {
- public:
-  Canceller(grpc::ClientContext* context, const std::function<bool()>& go_on)
-      : thread_([this, context, &go_on] {
-          while (!done_.WaitForNotificationWithTimeout(kAskInterval)) {
-            if (go_on()) continue;
-            context->TryCancel();
-            return;
-          }
-        }) {}
-  ~Canceller() {
-    done_.Notify();
-    thread_.join();
-  }
-
- private:
-  absl::Notification done_;
-  std::thread thread_;
-};
-
 bool WorthAttachingAgain(const absl::Status& status) {
   return status.code() == absl::StatusCode::kUnavailable ||
          status.code() == absl::StatusCode::kDeadlineExceeded;
@@ -54,34 +29,17 @@ bool WorthAttachingAgain(const absl::Status& status) {
 }  // namespace
 
 struct LearnerClient::Impl {
-  std::string target;
-  absl::Duration timeout;
+  Peer learner;
   std::unique_ptr<v1::TrainingJobService::Stub> stub;
-
-  absl::Status Explain(const grpc::Status& grpc_status) const {
-    const absl::Status status = FromGrpcStatus(grpc_status);
-    // An answer of the learner has a reason; a missing answer has none.
-    if (status.ok() || !ReasonOf(status).empty()) return status;
-    if (status.code() == absl::StatusCode::kUnavailable) {
-      return Error(status.code(), "LEARNER_UNREACHABLE",
-                   absl::StrCat("no learner answers at ", target, " (", status.message(),
-                                "); start halfstep-learner, or name another with --learner"));
-    }
-    if (status.code() == absl::StatusCode::kDeadlineExceeded) {
-      return Error(status.code(), "LEARNER_SLOW",
-                   absl::StrCat("the learner at ", target, " did not answer within ",
-                                absl::FormatDuration(timeout), "; wait longer with --timeout"));
-    }
-    return status;
-  }
 
   template <class Request, class Response>
   absl::StatusOr<Response> Call(grpc::Status (v1::TrainingJobService::Stub::*method)(
                                     grpc::ClientContext*, const Request&, Response*),
                                 const Request& request) {
     Response response;
-    const auto context = MakeContext(timeout);
-    HALFSTEP_RETURN_IF_ERROR(Explain((stub.get()->*method)(context.get(), request, &response)));
+    const auto context = MakeContext(learner.timeout);
+    HALFSTEP_RETURN_IF_ERROR(
+        ExplainCall((stub.get()->*method)(context.get(), request, &response), learner));
     return response;
   }
 
@@ -102,7 +60,7 @@ struct LearnerClient::Impl {
         break;
       }
     }
-    return Explain(reader->Finish());
+    return ExplainCall(reader->Finish(), learner);
   }
 };
 
@@ -113,8 +71,7 @@ LearnerClient::~LearnerClient() = default;
 absl::StatusOr<std::unique_ptr<LearnerClient>> LearnerClient::Make(const ChannelOptions& channel,
                                                                    absl::Duration timeout) {
   auto impl = std::make_unique<Impl>();
-  impl->target = channel.target;
-  impl->timeout = timeout;
+  impl->learner = {"learner", "halfstep-learner", "--learner", channel.target, timeout};
   HALFSTEP_ASSIGN_OR_RETURN(auto connection, MakeChannel(channel));
   impl->stub = v1::TrainingJobService::NewStub(connection);
   return std::unique_ptr<LearnerClient>(new LearnerClient(std::move(impl)));

@@ -39,6 +39,8 @@ int main(int argc, char** argv) {
   halfstep::AddLocalCommands(app, context);
   halfstep::AddJobCommands(app, context);
   halfstep::AddCheckCommand(app, context);
+  halfstep::AddGenerateCommand(app, context);
+  halfstep::AddEvalCommand(app, context);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/progress_view.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
@@ -12,9 +11,6 @@
 
 namespace halfstep {
 namespace {
-
-constexpr int kBarWidth = 40;
-constexpr char kClearLine[] = "\r\033[K";
 
 std::optional<double> Find(const v1::StepFinished& step, const char* name) {
   const auto found = step.metrics().find(name);
@@ -68,10 +64,8 @@ std::string StepLine(const v1::StepFinished& step, std::optional<double> last_re
   return line;
 }
 
-ProgressView::~ProgressView() { ClearBar(); }
-
 void ProgressView::Line(const std::string& text) {
-  ClearBar();
+  bar_.Clear();
   out_ << text << "\n";
   DrawBar();
   out_.flush();
@@ -109,25 +103,13 @@ void ProgressView::OnStep(const v1::StepFinished& step, absl::Time time) {
   last_reward_ = Find(step, "reward_mean");
 }
 
-void ProgressView::ClearBar() {
-  if (!bar_drawn_) return;
-  out_ << kClearLine;
-  out_.flush();
-  bar_drawn_ = false;
-}
-
 void ProgressView::DrawBar() {
-  if (!terminal_ || steps_ <= 0) return;
-  const int filled = static_cast<int>(kBarWidth * std::min(step_, steps_) / steps_);
-  out_ << "[" << std::string(filled, '#') << std::string(kBarWidth - filled, '.') << "] " << step_
-       << "/" << steps_;
+  std::optional<absl::Duration> left;
   if (step_ > first_step_) {
-    const absl::Duration left = (last_time_ - first_time_) /
-                                static_cast<double>(step_ - first_step_) *
-                                static_cast<double>(steps_ - step_);
-    out_ << ", " << absl::FormatDuration(absl::Floor(left, absl::Seconds(1))) << " left";
+    left = (last_time_ - first_time_) / static_cast<double>(step_ - first_step_) *
+           static_cast<double>(steps_ - step_);
   }
-  bar_drawn_ = true;
+  bar_.Draw(step_, steps_, left);
 }
 
 }  // namespace halfstep

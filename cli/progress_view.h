@@ -8,6 +8,7 @@
 #include <string>
 
 #include "absl/time/time.h"
+#include "cli/progress_bar.h"
 
 namespace halfstep::v1 {
 class StepFinished;
@@ -20,9 +21,7 @@ namespace halfstep {
 class ProgressView {
  public:
   // `out` must outlive it.
-  ProgressView(std::ostream* out, bool terminal) : out_(*out), terminal_(terminal) {}
-  // Clears the bar.
-  ~ProgressView();
+  ProgressView(std::ostream* out, bool terminal) : out_(*out), bar_(out, terminal) {}
 
   void OnEvent(const v1::TrainingJobEvent& event);
   // A line from elsewhere.
@@ -30,12 +29,10 @@ class ProgressView {
 
  private:
   void OnStep(const v1::StepFinished& step, absl::Time time);
-  void ClearBar();
   void DrawBar();
 
   std::ostream& out_;
-  const bool terminal_;
-  bool bar_drawn_ = false;
+  ProgressBar bar_;
   int64_t step_ = 0;
   int64_t steps_ = 0;
   int64_t first_step_ = 0;  // of this view, for the time left

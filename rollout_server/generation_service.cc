@@ -25,21 +25,10 @@ constexpr int kMaxCalls = 16;
 constexpr uint32_t kMaxSamples = 64;
 constexpr size_t kMaxPromptBytes = 1 << 20;
 
-v1::FinishReason FinishReasonToProto(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kStop:
-      return v1::FINISH_REASON_STOP;
-    case FinishReason::kLength:
-      return v1::FINISH_REASON_LENGTH;
-    case FinishReason::kCancelled:
-      return v1::FINISH_REASON_CANCELLED;
-  }
-  return v1::FINISH_REASON_UNSPECIFIED;
-}
-
 // The request with its prompt as tokens.
 absl::StatusOr<GroupRequest> ToGroupRequest(const v1::GenerateRequest& in,
-                                            const Tokenizer& tokenizer) {
+                                            const Tokenizer& tokenizer,
+                                            int64_t max_sequence_tokens) {
   GroupRequest request;
   if (in.prompt_case() == v1::GenerateRequest::kText) {
     if (in.text().size() > kMaxPromptBytes) {
@@ -50,7 +39,12 @@ absl::StatusOr<GroupRequest> ToGroupRequest(const v1::GenerateRequest& in,
   } else {
     request.prompt.assign(in.token_ids().ids().begin(), in.token_ids().ids().end());
   }
-  HALFSTEP_ASSIGN_OR_RETURN(request.sampling, FromProto(in.sampling()));
+  v1::SamplingParams sampling = in.sampling();
+  if (sampling.max_new_tokens() == 0) {
+    sampling.set_max_new_tokens(
+        UsualNewTokens(static_cast<int64_t>(request.prompt.size()), max_sequence_tokens));
+  }
+  HALFSTEP_ASSIGN_OR_RETURN(request.sampling, FromProto(sampling));
   request.samples = in.samples() == 0 ? 1 : in.samples();
   if (request.samples > kMaxSamples) {
     return absl::InvalidArgumentError(absl::StrCat("at most ", kMaxSamples, " samples a call"));
@@ -69,7 +63,8 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse> {
   void Start(const LoadedJob& job, const v1::GenerateRequest& in) {
     tokenizer_ = job.bundle->tokenizer;
     engine_ = job.engine;
-    absl::StatusOr<GroupRequest> request = ToGroupRequest(in, *tokenizer_);
+    absl::StatusOr<GroupRequest> request =
+        ToGroupRequest(in, *tokenizer_, engine_->options().max_sequence_tokens);
     if (!request.ok()) {
       Finish(ToGrpcStatus(request.status()));
       return;
@@ -116,7 +111,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse> {
     v1::GenerateResponse response;
     response.set_index(sample.index);
     response.set_text(texts_[sample.index].Finish());
-    response.set_finish_reason(FinishReasonToProto(sample.finish_reason));
+    response.set_finish_reason(ToProto(sample.finish_reason));
     if (!sample.versions.empty()) response.set_version(sample.versions.back().version);
     Queue(std::move(response));
     absl::MutexLock lock(&mutex_);

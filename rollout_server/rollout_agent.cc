@@ -342,21 +342,12 @@ void RolloutAgent::On(const v1::Assign& assign) {
   if (const auto replaced = book_.Drop(assignment->key)) CancelTicket(*replaced);
   const Ticket ticket = book_.Take(assignment->key, assignment->samples);
 
-  GroupRequest request;
-  request.prompt = std::move(assignment->prompt);
-  request.samples = assignment->samples;
-  request.sampling = std::move(assignment->sampling);
-  request.seed = assignment->seed;
-  request.domain =
-      assignment->key.purpose == Purpose::kTrain ? SamplingDomain::kTrain : SamplingDomain::kEval;
-  request.group = assignment->key.ordinal;
-  request.version = assignment->version;
   GroupCallbacks callbacks;
   callbacks.on_sample = [this, ticket](Sample sample) { OnSample(ticket, std::move(sample)); };
   callbacks.on_failure = [this, ticket](const absl::Status& why) { OnGroupFailed(ticket, why); };
   absl::StatusOr<GroupHandle> handle = absl::FailedPreconditionError("no model is loaded");
   if (job.engine != nullptr && job.epoch == assign.job_epoch()) {
-    handle = job.engine->Submit(std::move(request), std::move(callbacks));
+    handle = job.engine->Submit(RequestOf(*std::move(assignment)), std::move(callbacks));
   }
   if (handle.ok()) {
     running_[ticket] = {job.engine, *handle};

@@ -24,16 +24,16 @@ void AddServerFlags(CLI::App& app, ServerOptions& options) {
                  "File of lines 'role token' (admin, submitter, viewer, rollout)");
 }
 
-void AddChannelFlags(CLI::App& app, ChannelOptions& options) {
+void AddChannelFlags(CLI::App& app, ChannelOptions& options, const std::string& peer) {
   const bool taken = app.get_option_no_throw("--token-file") != nullptr;
-  const std::string prefix = taken ? "--learner-" : "--";
+  const std::string prefix = taken ? "--" + peer + "-" : "--";
   app.add_option(prefix + "tls-ca", options.tls_ca_file,
-                 "PEM file of the authorities of the learner's certificate; switches TLS on");
+                 "PEM file of the authorities of the " + peer + "'s certificate; switches TLS on");
   app.add_option(prefix + "tls-client-cert", options.tls_cert_file,
-                 "PEM file of the certificate to show to the learner");
+                 "PEM file of the certificate to show to the " + peer);
   app.add_option(prefix + "tls-client-key", options.tls_key_file, "PEM file of its private key");
   app.add_option(prefix + "token-file", options.token_file,
-                 "File whose first line is the bearer token for the learner");
+                 "File whose first line is the bearer token for the " + peer);
   app.add_flag(prefix + "insecure", options.insecure,
                "Allow a token to travel unencrypted to another machine");
 }

@@ -33,31 +33,6 @@ std::optional<Purpose> FromProto(v1::Purpose purpose) {
   return std::nullopt;
 }
 
-v1::FinishReason ToProto(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kStop:
-      return v1::FINISH_REASON_STOP;
-    case FinishReason::kLength:
-      return v1::FINISH_REASON_LENGTH;
-    case FinishReason::kCancelled:
-      return v1::FINISH_REASON_CANCELLED;
-  }
-  return v1::FINISH_REASON_UNSPECIFIED;
-}
-
-std::optional<FinishReason> FromProto(v1::FinishReason reason) {
-  switch (reason) {
-    case v1::FINISH_REASON_STOP:
-      return FinishReason::kStop;
-    case v1::FINISH_REASON_LENGTH:
-      return FinishReason::kLength;
-    case v1::FINISH_REASON_CANCELLED:
-      return FinishReason::kCancelled;
-    default:
-      return std::nullopt;
-  }
-}
-
 void ToProto(absl::Duration duration, google::protobuf::Duration* out) {
   const int64_t seconds = absl::IDivDuration(duration, absl::Seconds(1), &duration);
   out->set_seconds(seconds);
@@ -110,6 +85,31 @@ absl::Status CheckVersions(const v1::Sample& proto, size_t tokens) {
 }
 
 }  // namespace
+
+v1::FinishReason ToProto(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return v1::FINISH_REASON_STOP;
+    case FinishReason::kLength:
+      return v1::FINISH_REASON_LENGTH;
+    case FinishReason::kCancelled:
+      return v1::FINISH_REASON_CANCELLED;
+  }
+  return v1::FINISH_REASON_UNSPECIFIED;
+}
+
+std::optional<FinishReason> FromProto(v1::FinishReason reason) {
+  switch (reason) {
+    case v1::FINISH_REASON_STOP:
+      return FinishReason::kStop;
+    case v1::FINISH_REASON_LENGTH:
+      return FinishReason::kLength;
+    case v1::FINISH_REASON_CANCELLED:
+      return FinishReason::kCancelled;
+    default:
+      return std::nullopt;
+  }
+}
 
 void ToProto(const SamplingParams& params, v1::SamplingParams* out) {
   out->Clear();

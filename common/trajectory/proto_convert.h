@@ -4,6 +4,8 @@
 // job (vocabulary, versions, finite log-probs, expected groups) is checked where the job is known.
 #pragma once
 
+#include <optional>
+
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/trajectory/trajectory.h"
@@ -14,6 +16,7 @@ namespace v1 {
 class Assign;
 class Sample;
 class SamplingParams;
+enum FinishReason : int;
 }  // namespace v1
 
 // A sample as it travels: with the group it belongs to.
@@ -26,6 +29,11 @@ struct KeyedSample {
 void ToProto(const SamplingParams& params, v1::SamplingParams* out);
 void ToProto(const GroupAssignment& assignment, v1::Assign* out);
 void ToProto(const KeyedSample& sample, v1::Sample* out);
+
+v1::FinishReason ToProto(FinishReason reason);
+
+// Nothing for what is not set or not known to this build.
+std::optional<FinishReason> FromProto(v1::FinishReason reason);
 
 // Reason INVALID_SAMPLING. An absent top_p (0) stands for 1.
 absl::StatusOr<SamplingParams> FromProto(const v1::SamplingParams& proto);

@@ -31,7 +31,8 @@ absl::StatusOr<std::string> ReadColumn(const nlohmann::json& object, const std::
     return absl::InvalidArgumentError(
         absl::StrCat("no column \"", name, "\"; the row has ",
                      present.empty() ? "no columns" : absl::StrJoin(present, ", "),
-                     "; name the right one in data.columns"));
+                     "; name the right one (data.columns of a job, --prompt-column and "
+                     "--answer-column of a command)"));
   }
   if (found->is_string()) return found->get<std::string>();
   if (found->is_number()) return found->dump();

@@ -11,7 +11,6 @@
 namespace halfstep {
 namespace {
 
-// Each prompt is two groups: its samples, and its greedy response.
 enum class Decoding { kSampled, kGreedy };
 
 GroupTask MakeTask(const JobSettings& settings, int64_t max_positions, const DatasetRow& row,
@@ -33,39 +32,52 @@ GroupTask MakeTask(const JobSettings& settings, int64_t max_positions, const Dat
 
 }  // namespace
 
+std::vector<GroupTask> EvaluationTasks(const JobSettings& settings, int64_t max_positions,
+                                       const PromptDataset& prompts, const EvaluationPoint& point) {
+  // Ordinals of every evaluation of a run are apart, so that a late sample of one is not taken for
+  // the next, and each draws its own noise.
+  const uint64_t first =
+      static_cast<uint64_t>(point.step) * 2 * static_cast<uint64_t>(prompts.size());
+  std::vector<GroupTask> tasks;
+  for (const Decoding decoding : {Decoding::kSampled, Decoding::kGreedy}) {
+    for (int64_t i = 0; i < prompts.size(); ++i) {
+      GroupTask task = MakeTask(settings, max_positions, prompts.row(i), decoding);
+      task.assignment.key = {Purpose::kEval, first + tasks.size()};
+      task.assignment.version = point.version;
+      tasks.push_back(std::move(task));
+    }
+  }
+  return tasks;
+}
+
+EvaluationResult SummarizeEvaluation(std::span<const Trajectory> trajectories, int64_t samples) {
+  EvaluationResult result;
+  result.samples = samples;
+  result.prompts = static_cast<int64_t>(trajectories.size()) / (samples + 1);
+  const size_t sampled_end = static_cast<size_t>(result.prompts * samples);
+  double sampled = 0, greedy = 0;
+  for (size_t i = 0; i < trajectories.size(); ++i) {
+    const Trajectory& trajectory = trajectories[i];
+    result.tokens += static_cast<int64_t>(trajectory.sample.tokens.size());
+    if (trajectory.reward.outcome != RewardOutcome::kScore) continue;
+    (i < sampled_end ? sampled : greedy) += trajectory.reward.score;
+  }
+  result.accuracy = sampled / static_cast<double>(result.prompts * result.samples);
+  result.greedy = greedy / static_cast<double>(result.prompts);
+  return result;
+}
+
 absl::StatusOr<EvaluationResult> Evaluate(const JobSettings& settings, int64_t max_positions,
                                           const PromptDataset& prompts,
                                           const EvaluationPoint& point, RolloutClient* client) {
   const absl::Time start = absl::Now();
-  // Ordinals of every evaluation of a run are apart, so that a late sample of one is not taken for
-  // the next, and each draws its own noise.
-  const uint64_t groups = 2 * static_cast<uint64_t>(prompts.size());
-  const uint64_t first = static_cast<uint64_t>(point.step) * groups;
-  std::vector<GroupTask> tasks;
+  std::vector<GroupTask> tasks = EvaluationTasks(settings, max_positions, prompts, point);
   std::vector<GroupKey> keys;
-  for (const Decoding decoding : {Decoding::kSampled, Decoding::kGreedy}) {
-    for (int64_t i = 0; i < prompts.size(); ++i) {
-      tasks.push_back(MakeTask(settings, max_positions, prompts.row(i), decoding));
-      keys.push_back({Purpose::kEval, first + keys.size()});
-      tasks.back().assignment.key = keys.back();
-      tasks.back().assignment.version = point.version;
-    }
-  }
+  for (const GroupTask& task : tasks) keys.push_back(task.assignment.key);
   client->Assign(std::move(tasks));
   HALFSTEP_ASSIGN_OR_RETURN(const CollectedGroups collected, client->Collect(keys));
-
-  EvaluationResult result;
-  result.prompts = prompts.size();
-  result.samples = settings.evaluation_samples;
-  double sampled = 0, greedy = 0;
-  for (const Trajectory& trajectory : collected.trajectories) {
-    result.tokens += static_cast<int64_t>(trajectory.sample.tokens.size());
-    if (trajectory.reward.outcome != RewardOutcome::kScore) continue;
-    const bool is_greedy = trajectory.key.ordinal - first >= groups / 2;
-    (is_greedy ? greedy : sampled) += trajectory.reward.score;
-  }
-  result.accuracy = sampled / static_cast<double>(result.prompts * result.samples);
-  result.greedy = greedy / static_cast<double>(result.prompts);
+  EvaluationResult result =
+      SummarizeEvaluation(collected.trajectories, settings.evaluation_samples);
   result.time = absl::Now() - start;
   return result;
 }

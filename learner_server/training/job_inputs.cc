@@ -44,11 +44,29 @@ absl::Status ReadModelFiles(const HuggingFaceModel& model, std::vector<ModelFile
   return absl::OkStatus();
 }
 
-absl::Status LoadData(const JobSettings& settings, JobInputs* inputs) {
-  const ModelConfig& config = inputs->model.config;
-  const EncodeText encode = CheckedEncode(*inputs->tokenizer, config.vocab_size);
+absl::Status LoadModel(const JobSettings& settings, JobInputs* inputs) {
+  HALFSTEP_ASSIGN_OR_RETURN(inputs->model,
+                            OpenHuggingFaceModel(settings.model_directory, settings.root));
+  if (!settings.supervised && !inputs->model.has_weights) {
+    return Error(absl::StatusCode::kInvalidArgument, "MODEL_WITHOUT_WEIGHTS",
+                 absl::StrCat(settings.model_directory,
+                              " has no safetensors; only a supervised job can start at random"));
+  }
+  HALFSTEP_RETURN_IF_ERROR(ReadModelFiles(inputs->model, &inputs->files));
+  for (const ModelFile& file : inputs->files) {
+    if (file.name != "tokenizer.json") continue;
+    HALFSTEP_ASSIGN_OR_RETURN(
+        inputs->tokenizer,
+        Tokenizer::FromJson(file.bytes, inputs->model.directory + "/" + file.name));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<PromptDataset> LoadPrompts(const JobSettings& settings, const std::string& path,
+                                          const JobInputs& inputs) {
+  const ModelConfig& config = inputs.model.config;
   PromptDatasetOptions options;
-  options.path = settings.train_path;
+  options.path = path;
   options.prompt_column = settings.prompt_column;
   options.target_column = settings.target_column;
   options.max_tokens = config.max_positions;
@@ -56,45 +74,49 @@ absl::Status LoadData(const JobSettings& settings, JobInputs* inputs) {
   options.encode_response = settings.supervised;
   if (settings.supervised) {
     if (config.eos_token_ids.empty()) {
-      return Error(absl::StatusCode::kInvalidArgument, "NO_END_TOKEN",
-                   absl::StrCat(inputs->model.directory,
-                                " names no eos_token_id, so no response could end"));
+      return Error(
+          absl::StatusCode::kInvalidArgument, "NO_END_TOKEN",
+          absl::StrCat(inputs.model.directory, " names no eos_token_id, so no response could end"));
     }
     options.end_token = config.eos_token_ids[0];
   }
-  HALFSTEP_ASSIGN_OR_RETURN(inputs->train, PromptDataset::Load(options, encode));
-  inputs->max_sequence_tokens = inputs->train->longest_sequence();
-  if (settings.supervised) return absl::OkStatus();
-  if (!settings.eval_path.empty()) {
-    options.path = settings.eval_path;
-    HALFSTEP_ASSIGN_OR_RETURN(inputs->eval, PromptDataset::Load(options, encode));
-    inputs->max_sequence_tokens =
-        std::max(inputs->max_sequence_tokens, inputs->eval->longest_sequence());
+  return PromptDataset::Load(options, CheckedEncode(*inputs.tokenizer, config.vocab_size));
+}
+
+// The longest sequence of what was loaded, responses included.
+int64_t LongestSequence(const JobSettings& settings, const JobInputs& inputs) {
+  int64_t longest = 0;
+  for (const auto* prompts : {&inputs.train, &inputs.eval}) {
+    if (*prompts) longest = std::max(longest, (*prompts)->longest_sequence());
   }
-  inputs->max_sequence_tokens = std::min<int64_t>(
-      config.max_positions, inputs->max_sequence_tokens + settings.sampling.max_new_tokens);
-  return absl::OkStatus();
+  if (settings.supervised) return longest;
+  return std::min<int64_t>(inputs.model.config.max_positions,
+                           longest + settings.sampling.max_new_tokens);
 }
 
 }  // namespace
 
 absl::StatusOr<JobInputs> LoadJobInputs(const JobSettings& settings) {
   JobInputs inputs;
-  HALFSTEP_ASSIGN_OR_RETURN(inputs.model,
-                            OpenHuggingFaceModel(settings.model_directory, settings.root));
-  if (!settings.supervised && !inputs.model.has_weights) {
-    return Error(absl::StatusCode::kInvalidArgument, "MODEL_WITHOUT_WEIGHTS",
-                 absl::StrCat(settings.model_directory,
-                              " has no safetensors; only a supervised job can start at random"));
+  HALFSTEP_RETURN_IF_ERROR(LoadModel(settings, &inputs));
+  HALFSTEP_ASSIGN_OR_RETURN(inputs.train, LoadPrompts(settings, settings.train_path, inputs));
+  if (!settings.supervised && !settings.eval_path.empty()) {
+    HALFSTEP_ASSIGN_OR_RETURN(inputs.eval, LoadPrompts(settings, settings.eval_path, inputs));
   }
-  HALFSTEP_RETURN_IF_ERROR(ReadModelFiles(inputs.model, &inputs.files));
-  for (const ModelFile& file : inputs.files) {
-    if (file.name != "tokenizer.json") continue;
-    HALFSTEP_ASSIGN_OR_RETURN(
-        inputs.tokenizer,
-        Tokenizer::FromJson(file.bytes, inputs.model.directory + "/" + file.name));
+  inputs.max_sequence_tokens = LongestSequence(settings, inputs);
+  return inputs;
+}
+
+absl::StatusOr<JobInputs> LoadEvaluationInputs(const JobSettings& settings) {
+  if (settings.supervised || settings.eval_path.empty()) {
+    return Error(absl::StatusCode::kInvalidArgument, "NO_EVAL_DATA",
+                 settings.supervised ? "only jobs with objective rl are evaluated"
+                                     : "there are no held-out prompts: data.eval is not set");
   }
-  HALFSTEP_RETURN_IF_ERROR(LoadData(settings, &inputs));
+  JobInputs inputs;
+  HALFSTEP_RETURN_IF_ERROR(LoadModel(settings, &inputs));
+  HALFSTEP_ASSIGN_OR_RETURN(inputs.eval, LoadPrompts(settings, settings.eval_path, inputs));
+  inputs.max_sequence_tokens = LongestSequence(settings, inputs);
   return inputs;
 }
 

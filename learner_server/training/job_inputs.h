@@ -21,13 +21,17 @@ struct JobInputs {
   HuggingFaceModel model;
   std::vector<ModelFile> files;  // of the model folder, as rollouts need them
   std::shared_ptr<const Tokenizer> tokenizer;
-  std::optional<PromptDataset> train;  // always there once loaded
+  std::optional<PromptDataset> train;  // always there in what LoadJobInputs returns
   std::optional<PromptDataset> eval;   // where the job has held-out prompts
   int64_t max_sequence_tokens = 0;     // the longest sequence that can occur
 };
 
 // Errors name the file, and the line of a dataset. Weights are not read.
 absl::StatusOr<JobInputs> LoadJobInputs(const JobSettings& settings);
+
+// The same for evaluation alone: the model, which must have weights, and the held-out prompts.
+// INVALID_ARGUMENT (reason NO_EVAL_DATA) for settings without any.
+absl::StatusOr<JobInputs> LoadEvaluationInputs(const JobSettings& settings);
 
 // What rollout servers are told to load.
 RolloutJob MakeRolloutJob(const JobSettings& settings, const JobInputs& inputs, uint64_t epoch);

@@ -91,7 +91,8 @@ absl::Status Engine::Loop::Validate(const GroupRequest& request) const {
   if (tokens > options_.max_sequence_tokens) {
     return absl::InvalidArgumentError(absl::StrCat(
         "a prompt of ", request.prompt.size(), " tokens and ", request.sampling.max_new_tokens,
-        " new ones exceed the longest sequence of ", options_.max_sequence_tokens, " tokens"));
+        " new ones exceed the longest sequence of ", options_.max_sequence_tokens,
+        " tokens; ask for fewer"));
   }
   if (request.samples < 1 || request.samples > options_.max_outstanding ||
       request.samples > kMaxSampleIndex) {

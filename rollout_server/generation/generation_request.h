@@ -27,6 +27,13 @@ struct GroupRequest {
   std::optional<uint64_t> version;
 };
 
+// The request that an assignment of the learner stands for.
+GroupRequest RequestOf(GroupAssignment assignment);
+
+// The new tokens of a request that does not say how many: 128, or what fits behind the prompt (but
+// at least 1, which the engine refuses where nothing fits).
+int32_t UsualNewTokens(int64_t prompt_tokens, int64_t max_sequence_tokens);
+
 struct GeneratedToken {
   uint32_t index = 0;  // sample within the group
   int32_t token = 0;

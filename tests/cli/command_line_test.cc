@@ -2,15 +2,8 @@
 // The real binaries: what they print and how they exit when something is wrong.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
-#include <cstdio>
-#include <cstdlib>
-#include <fstream>
-#include <string>
-
-#include "absl/strings/str_cat.h"
-#include "tests/testing/temp_dir.h"
+#include "tests/cli/command_line.h"
 
 namespace halfstep {
 namespace {
@@ -18,35 +11,7 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
-struct Result {
-  int exit_code = -1;
-  std::string out;
-  std::string err;
-};
-
-std::string Slurp(const std::string& path) {
-  std::ifstream file(path);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-class CommandLineTest : public ::testing::Test {
- protected:
-  // Runs a binary of the build in the test's folder.
-  Result Run(const std::string& command) {
-    const char* build = std::getenv("HALFSTEP_BINARY_DIR");
-    const std::string bin = absl::StrCat(build == nullptr ? "." : build, "/bin/");
-    const int status = std::system(absl::StrCat("cd '", dir_.path(), "' && '", bin, "'", command,
-                                                " >out.txt 2>err.txt </dev/null")
-                                       .c_str());
-    return {WEXITSTATUS(status), Slurp(dir_ / "out.txt"), Slurp(dir_ / "err.txt")};
-  }
-
-  void Write(const std::string& name, const std::string& text) {
-    std::ofstream(dir_ / name) << text;
-  }
-
-  TempDir dir_;
-};
+using CommandLineTest = CommandLine;
 
 constexpr char kGoodJob[] = R"(model: model
 steps: 10

@@ -123,6 +123,19 @@ TEST_F(GenerationServiceTest, RefusesWhatCannotBeGenerated) {
   EXPECT_EQ(Generate(request, &answers).code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST_F(GenerationServiceTest, WithoutALengthAResponseHasWhatThereIsRoomFor) {
+  Serve();
+  std::map<uint32_t, Answer> answers;
+  v1::GenerateRequest request = Request();
+  request.mutable_sampling()->clear_max_new_tokens();
+  const absl::Status status = Generate(request, &answers);
+  ASSERT_TRUE(status.ok()) << status;
+  for (const auto& [index, answer] : answers) {
+    const bool stopped = answer.tokens.back() == 1;
+    EXPECT_TRUE(stopped || answer.tokens.size() == 64 - 4) << answer.tokens.size();
+  }
+}
+
 TEST_F(GenerationServiceTest, ACancelledCallEnds) {
   Serve();
   grpc::ClientContext context;

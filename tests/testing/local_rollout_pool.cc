@@ -112,15 +112,6 @@ void LocalRolloutPool::Pump() {
 }
 
 void LocalRolloutPool::Submit(const GroupAssignment& assignment) {
-  GroupRequest request;
-  request.prompt = assignment.prompt;
-  request.samples = assignment.samples;
-  request.sampling = assignment.sampling;
-  request.seed = assignment.seed;
-  request.domain =
-      assignment.key.purpose == Purpose::kTrain ? SamplingDomain::kTrain : SamplingDomain::kEval;
-  request.group = assignment.key.ordinal;
-  request.version = assignment.version;
   auto left = std::make_shared<uint32_t>(assignment.samples);
   GroupCallbacks callbacks;
   callbacks.on_sample = [this, assignment, left](Sample sample) {
@@ -131,7 +122,7 @@ void LocalRolloutPool::Submit(const GroupAssignment& assignment) {
     if (!absl::IsCancelled(why)) sink_->OnGroupLost(assignment, why);
   };
   const absl::StatusOr<GroupHandle> handle =
-      engine_->Submit(std::move(request), std::move(callbacks));
+      engine_->Submit(RequestOf(assignment), std::move(callbacks));
   if (!handle.ok()) sink_->OnGroupLost(assignment, handle.status());
 }
 
