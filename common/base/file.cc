@@ -60,7 +60,8 @@ absl::Status FileError(int error_number, const std::string& action, const std::s
   if (error_number == ENOSPC || error_number == EDQUOT) {
     return Error(absl::StatusCode::kResourceExhausted, "DISK_FULL", message);
   }
-  return absl::Status(absl::ErrnoToStatusCode(error_number), message);
+  return Error(absl::ErrnoToStatusCode(error_number),
+               error_number == ENOENT ? "FILE_NOT_FOUND" : "FILE_ERROR", message);
 }
 
 absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes) {
@@ -70,7 +71,8 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes) 
   struct stat info;
   if (fstat(fd, &info) != 0) return FileError(errno, "inspect", path);
   if (!S_ISREG(info.st_mode)) {
-    return absl::InvalidArgumentError(absl::StrCat("'", path, "' is not a regular file"));
+    return Error(absl::StatusCode::kInvalidArgument, "FILE_ERROR",
+                 absl::StrCat("'", path, "' is not a regular file"));
   }
   std::string contents;
   const size_t size = static_cast<size_t>(info.st_size);
@@ -110,9 +112,15 @@ absl::Status WriteFileAtomic(const std::string& path, const std::string& content
 absl::Status AppendLine(const std::string& path, const std::string& line) {
   struct stat info;
   const bool existed = stat(path.c_str(), &info) == 0;
+  const off_t size = existed ? info.st_size : 0;
   const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (fd < 0) return FileError(errno, "open", path);
-  HALFSTEP_RETURN_IF_ERROR(WriteAndSync(fd, line + "\n", path));
+  const absl::Status status = WriteAndSync(fd, line + "\n", path);
+  if (!status.ok()) {
+    // Half a line would spoil the next one, too.
+    [[maybe_unused]] const int ignored = truncate(path.c_str(), size);
+    return status;
+  }
   return existed ? absl::OkStatus() : SyncPath(FolderOf(path));
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reading with a limit, writing durably, and keeping paths below a root. Errors name the path, the
-// system's reason and, for a full disk, carry the reason DISK_FULL with RESOURCE_EXHAUSTED.
+// Reading with a limit, writing durably, and keeping paths below a root. Errors name the path and
+// what the system says, and carry a reason: FILE_NOT_FOUND; DISK_FULL with RESOURCE_EXHAUSTED;
+// FILE_ERROR for all else.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +23,8 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes);
 // (temporary file, fsync, rename, fsync of the folder).
 absl::Status WriteFileAtomic(const std::string& path, const std::string& contents);
 
-// Appends `line` and a newline, durable on return; creates the file. `line` holds no newline.
+// Appends `line` and a newline, durable on return; creates the file. `line` holds no newline. After
+// an error the file is as long as before.
 absl::Status AppendLine(const std::string& path, const std::string& line);
 
 // fsync of a file, or of a folder so that names made or renamed in it last.

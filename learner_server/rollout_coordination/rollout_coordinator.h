@@ -203,6 +203,8 @@ class RolloutCoordinator final : public RolloutPool {
   std::map<SessionId, RolloutSession> sessions_ ABSL_GUARDED_BY(mutex_);
   // (rollout id, incarnation) of servers that another one of the same id replaced; the last ones.
   std::vector<std::pair<std::string, std::string>> retired_ ABSL_GUARDED_BY(mutex_);
+  // Rollout ids of streams that were ended from here and are not closed yet: they may still send.
+  std::map<SessionId, std::string> ended_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<Job> job_ ABSL_GUARDED_BY(mutex_);
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<Delivery> pending_ ABSL_GUARDED_BY(mutex_);

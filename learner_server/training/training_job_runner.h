@@ -25,7 +25,8 @@ struct TrainingJobRunnerOptions {
   RolloutClientOptions rollouts;
 };
 
-// One job at a time.
+// One job at a time. A run that finds no room for its folder or for the trained model pauses,
+// reason DISK_FULL; one that finds none for a checkpoint says so and goes on.
 class TrainingJobRunner final : public JobRunner {
  public:
   // `pool` and `metrics` must outlive it.
