@@ -97,6 +97,7 @@ void JobSession::Prepare(uint64_t order, uint64_t epoch, WeightManifest manifest
   prepare.kind = Order::Kind::kPrepare;
   prepare.number = order;
   prepare.epoch = epoch;
+  prepare.weights = manifest.identity();
   prepare.manifest = std::move(manifest);
   Enqueue(std::move(prepare));
 }
@@ -170,7 +171,7 @@ void JobSession::Run() {
       case Order::Kind::kPrepare:
         status = PrepareWeights(order.epoch, order.manifest);
         if (status.ok()) {
-          events_.weights_ready(order.number, order.epoch, order.manifest.identity());
+          events_.weights_ready(order.number, order.epoch, order.weights);
         }
         break;
       case Order::Kind::kCommit:
@@ -184,7 +185,9 @@ void JobSession::Run() {
                   {"code", absl::StatusCodeToString(status.code())},
                   {"reason", ReasonOf(status)},
                   {"message", std::string(status.message())}});
-      events_.failed(order.number, order.epoch, status);
+      const bool of_weights = order.kind != Order::Kind::kLoad;
+      events_.failed(order.number, order.epoch,
+                     of_weights ? std::optional(order.weights) : std::nullopt, status);
     }
   }
 }

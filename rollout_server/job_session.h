@@ -52,7 +52,10 @@ struct JobSessionEvents {
   std::function<void(uint64_t order, uint64_t epoch)> job_loaded;
   std::function<void(uint64_t order, uint64_t epoch, const WeightIdentity&)> weights_ready;
   std::function<void(uint64_t order, uint64_t epoch, const WeightIdentity&)> serving;
-  std::function<void(uint64_t order, uint64_t epoch, const absl::Status&)> failed;
+  // `weights` of an order to prepare or commit them; nothing for one to load the job.
+  std::function<void(uint64_t order, uint64_t epoch, const std::optional<WeightIdentity>& weights,
+                     const absl::Status&)>
+      failed;
 };
 
 // What can be used now. The engine may be stopping, and then refuses work.
@@ -90,8 +93,8 @@ class JobSession {
     uint64_t number = 0;
     uint64_t epoch = 0;
     JobSpec spec;
-    WeightManifest manifest;
-    WeightIdentity weights;
+    WeightManifest manifest;  // to prepare
+    WeightIdentity weights;   // to prepare or commit
   };
 
   void Enqueue(Order order) ABSL_LOCKS_EXCLUDED(mutex_);

@@ -81,11 +81,14 @@ JobSessionEvents RolloutAgent::SessionEvents() {
       ToProto(weights, message->mutable_serving()->mutable_weights());
     });
   };
-  events.failed = [this](uint64_t order, uint64_t epoch, const absl::Status& why) {
+  events.failed = [this](uint64_t order, uint64_t epoch,
+                         const std::optional<WeightIdentity>& weights, const absl::Status& why) {
     absl::MutexLock lock(&mutex_);
     if (!stream_ || stream_->number != order) return;
-    stream_->ordered = false;
-    QueueFailure(epoch, why);
+    v1::RolloutFailure* failure = QueueFailure(epoch, why);
+    failure->set_subject(weights ? v1::RolloutFailure::SUBJECT_WEIGHTS
+                                 : v1::RolloutFailure::SUBJECT_LOAD_JOB);
+    if (weights) ToProto(*weights, failure->mutable_weights());
     link_->Wake();
   };
   return events;
@@ -94,17 +97,17 @@ JobSessionEvents RolloutAgent::SessionEvents() {
 void RolloutAgent::OnEvent(uint64_t order, const std::function<void(v1::RolloutMessage*)>& fill) {
   absl::MutexLock lock(&mutex_);
   if (!stream_ || stream_->number != order) return;
-  stream_->ordered = false;
   fill(&control_->messages.emplace_back());
   link_->Wake();
 }
 
-void RolloutAgent::QueueFailure(uint64_t epoch, const absl::Status& why) {
+v1::RolloutFailure* RolloutAgent::QueueFailure(uint64_t epoch, const absl::Status& why) {
   v1::RolloutFailure* failure = control_->messages.emplace_back().mutable_failure();
   failure->set_job_epoch(epoch);
   const std::string reason = ReasonOf(why);
   failure->set_reason(reason.empty() ? absl::StatusCodeToString(why.code()) : reason);
   failure->set_message(std::string(why.message()));
+  return failure;
 }
 
 absl::Status RolloutAgent::attached() const {
@@ -271,7 +274,6 @@ void RolloutAgent::OnMessage(uint64_t number, const v1::LearnerMessage& message)
       On(message.prepare_weights());
       break;
     case v1::LearnerMessage::kCommitWeights:
-      stream_->ordered |= message.commit_weights().job_epoch() == stream_->epoch;
       session_->Commit(number, message.commit_weights().job_epoch(),
                        halfstep::FromProto(message.commit_weights().weights()));
       break;
@@ -303,7 +305,8 @@ void RolloutAgent::On(const v1::LoadJob& load) {
       static_cast<uint64_t>(std::clamp<int64_t>(load.max_sequences(), 1, kMaxGroups));
   const absl::StatusOr<DType> precision = FromProto(load.precision());
   if (!precision.ok()) {
-    QueueFailure(load.job_epoch(), precision.status());
+    QueueFailure(load.job_epoch(), precision.status())
+        ->set_subject(v1::RolloutFailure::SUBJECT_LOAD_JOB);
     return;
   }
   JobSpec spec;
@@ -313,17 +316,18 @@ void RolloutAgent::On(const v1::LoadJob& load) {
   spec.profile = load.profile() == v1::PROFILE_FAST ? Profile::kFast : Profile::kBitwise;
   spec.max_sequence_tokens = load.max_sequence_tokens();
   spec.max_sequences = load.max_sequences();
-  stream_->ordered = true;
   session_->Load(stream_->number, spec);
 }
 
 void RolloutAgent::On(const v1::PrepareWeights& prepare) {
   absl::StatusOr<WeightManifest> manifest = halfstep::FromProto(prepare.manifest());
   if (!manifest.ok()) {
-    QueueFailure(prepare.job_epoch(), manifest.status());
+    v1::RolloutFailure* failure = QueueFailure(prepare.job_epoch(), manifest.status());
+    failure->set_subject(v1::RolloutFailure::SUBJECT_WEIGHTS);
+    failure->mutable_weights()->set_version(prepare.manifest().version());
+    failure->mutable_weights()->set_manifest_digest(prepare.manifest().manifest_digest());
     return;
   }
-  stream_->ordered |= prepare.job_epoch() == stream_->epoch;
   session_->Prepare(stream_->number, prepare.job_epoch(), *std::move(manifest));
 }
 
@@ -340,11 +344,14 @@ void RolloutAgent::On(const v1::Assign& assign) {
     return;
   }
   if (const auto replaced = book_.Drop(assignment->key)) CancelTicket(*replaced);
-  const Ticket ticket = book_.Take(assignment->key, assignment->samples);
+  const GroupKey key = assignment->key;
+  const Ticket ticket = book_.Take(key, assignment->samples);
 
   GroupCallbacks callbacks;
   callbacks.on_sample = [this, ticket](Sample sample) { OnSample(ticket, std::move(sample)); };
-  callbacks.on_failure = [this, ticket](const absl::Status& why) { OnGroupFailed(ticket, why); };
+  callbacks.on_failure = [this, ticket, key](const absl::Status& why) {
+    OnGroupFailed(ticket, key, why);
+  };
   absl::StatusOr<GroupHandle> handle = absl::FailedPreconditionError("no model is loaded");
   if (job.engine != nullptr && job.epoch == assign.job_epoch()) {
     handle = job.engine->Submit(RequestOf(*std::move(assignment)), std::move(callbacks));
@@ -352,7 +359,7 @@ void RolloutAgent::On(const v1::Assign& assign) {
   if (handle.ok()) {
     running_[ticket] = {job.engine, *handle};
   } else {
-    HandBack(ticket, handle.status());
+    HandBack(ticket, key, handle.status());
   }
 }
 
@@ -373,18 +380,21 @@ void RolloutAgent::OnSample(Ticket ticket, Sample sample) {
   link_->Wake();
 }
 
-void RolloutAgent::OnGroupFailed(Ticket ticket, const absl::Status& why) {
+void RolloutAgent::OnGroupFailed(Ticket ticket, const GroupKey& key, const absl::Status& why) {
   absl::MutexLock lock(&mutex_);
   // Groups that were cancelled from here are not held any more.
   if (running_.erase(ticket) == 0 || !stream_) return;
-  HandBack(ticket, why);
+  HandBack(ticket, key, why);
 }
 
-void RolloutAgent::HandBack(Ticket ticket, const absl::Status& why) {
-  LogWarning("a group failed",
-             {{"reason", ReasonOf(why)}, {"message", std::string(why.message())}});
-  // While an order is open, the learner would take a failure for that order's.
-  if (!stream_->ordered) QueueFailure(stream_->epoch, why);
+void RolloutAgent::HandBack(Ticket ticket, const GroupKey& key, const absl::Status& why) {
+  LogWarning(
+      "a group failed",
+      {{"group", key.ordinal}, {"reason", ReasonOf(why)}, {"message", std::string(why.message())}});
+  v1::RolloutFailure* failure = QueueFailure(stream_->epoch, why);
+  failure->set_subject(v1::RolloutFailure::SUBJECT_GROUP);
+  failure->set_purpose(key.purpose == Purpose::kTrain ? v1::PURPOSE_TRAIN : v1::PURPOSE_EVAL);
+  failure->set_group(key.ordinal);
   book_.GiveUp(ticket);
   link_->Wake();
 }

@@ -31,6 +31,7 @@ class Abandon;
 class Assign;
 class LoadJob;
 class PrepareWeights;
+class RolloutFailure;
 }  // namespace v1
 
 struct AgentOptions {
@@ -81,7 +82,6 @@ class RolloutAgent final : public LinkPeer {
     absl::Duration timeout = absl::Seconds(30);
     uint64_t epoch = 0;  // of the last LoadJob; 0 for none
     bool job_loaded = false;
-    bool ordered = false;   // to load, prepare or commit, and no answer yet
     uint64_t capacity = 0;  // groups held at once
     uint64_t credit_sent = 0;
     bool leaving_sent = false;
@@ -95,13 +95,17 @@ class RolloutAgent final : public LinkPeer {
   void DropEverything() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void CancelTicket(Ticket ticket) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnSample(Ticket ticket, Sample sample) ABSL_LOCKS_EXCLUDED(mutex_);
-  void OnGroupFailed(Ticket ticket, const absl::Status& why) ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnGroupFailed(Ticket ticket, const GroupKey& key, const absl::Status& why)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   // Gives what is missing of the group back to the learner, and tells it why.
-  void HandBack(Ticket ticket, const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void HandBack(Ticket ticket, const GroupKey& key, const absl::Status& why)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Queues what `fill` makes, if the order came by the stream that is open.
   void OnEvent(uint64_t order, const std::function<void(v1::RolloutMessage*)>& fill)
       ABSL_LOCKS_EXCLUDED(mutex_);
-  void QueueFailure(uint64_t epoch, const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The caller says what failed.
+  v1::RolloutFailure* QueueFailure(uint64_t epoch, const absl::Status& why)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void FillHello(v1::RolloutMessage* message) const;
   void FillHeartbeat(v1::RolloutMessage* message) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 

@@ -61,7 +61,8 @@ absl::Status FileError(int error_number, const std::string& action, const std::s
   if (error_number == ENOSPC || error_number == EDQUOT) {
     return Error(absl::StatusCode::kResourceExhausted, "DISK_FULL", message);
   }
-  return absl::Status(absl::ErrnoToStatusCode(error_number), message);
+  return Error(absl::ErrnoToStatusCode(error_number),
+               error_number == ENOENT ? "FILE_NOT_FOUND" : "FILE_ERROR", message);
 }
 
 absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes) {
@@ -71,7 +72,8 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes) 
   struct stat info;
   if (fstat(fd, &info) != 0) return FileError(errno, "inspect", path);
   if (!S_ISREG(info.st_mode)) {
-    return absl::InvalidArgumentError(absl::StrCat("'", path, "' is not a regular file"));
+    return Error(absl::StatusCode::kInvalidArgument, "FILE_ERROR",
+                 absl::StrCat("'", path, "' is not a regular file"));
   }
   std::string contents;
   const size_t size = static_cast<size_t>(info.st_size);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reading with a limit, writing durably, and keeping paths below a root. Errors name the path, the
-// system's reason and, for a full disk, carry the reason DISK_FULL with RESOURCE_EXHAUSTED.
+// Reading with a limit, writing durably, and keeping paths below a root. Errors name the path and
+// what the system says, and carry a reason: FILE_NOT_FOUND; DISK_FULL with RESOURCE_EXHAUSTED;
+// FILE_ERROR for all else.
 #pragma once
 
 #include <cstddef>

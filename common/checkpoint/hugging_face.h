@@ -31,11 +31,17 @@ struct HuggingFaceModel {
 absl::StatusOr<HuggingFaceModel> OpenHuggingFaceModel(const std::string& directory,
                                                       const std::string& root = "");
 
-// Reads every parameter from the folder's safetensors (F32, F16 or BF16), converting to the
-// buffer's dtype. INVALID_ARGUMENT, naming tensor, file, expected and found, for a tensor that is
-// missing, unexpected, of another shape or dtype, that holds NaN or Inf, or whose values exceed
-// fp16 when that is the buffer's dtype. Precomputed rotary frequencies are ignored; a tied model
-// may repeat its embedding as lm_head.weight. After an error the buffer's contents are undefined.
+// Looks at everything about the folder's safetensors (F32, F16 or BF16) but the values. Errors are
+// those of SafetensorsFolder::Open and INVALID_ARGUMENT, reason WEIGHTS_CONFIG_MISMATCH, naming
+// tensor, file, expected and found, for a tensor that is missing, unexpected, of another shape or
+// dtype. Precomputed rotary frequencies are ignored; a tied model may repeat its embedding as
+// lm_head.weight.
+absl::Status CheckHuggingFaceWeights(const HuggingFaceModel& model);
+
+// Reads every parameter, whose layout is the model's, converting to the buffer's dtype. Errors are
+// those of CheckHuggingFaceWeights and INVALID_ARGUMENT, naming tensor and file, with reason
+// NON_FINITE_WEIGHTS for a tensor that holds NaN or Inf, and WEIGHTS_OUT_OF_RANGE for values that
+// exceed fp16 when that is the buffer's dtype. After an error the buffer's contents are undefined.
 absl::Status LoadHuggingFaceWeights(const HuggingFaceModel& model, ParameterBuffer* parameters);
 
 struct SaveHuggingFaceOptions {

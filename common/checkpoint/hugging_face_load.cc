@@ -9,6 +9,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/base/error_reason.h"
 #include "common/base/file.h"
 #include "common/base/status_macros.h"
 #include "common/checkpoint/hugging_face.h"
@@ -20,6 +21,7 @@ namespace {
 
 constexpr size_t kMaxConfigBytes = size_t{8} << 20;
 constexpr int64_t kChunkElements = int64_t{1} << 20;
+constexpr char kMismatch[] = "WEIGHTS_CONFIG_MISMATCH";
 constexpr char kHeadName[] = "lm_head.weight";
 constexpr char kEmbeddingName[] = "model.embed_tokens.weight";
 
@@ -30,25 +32,36 @@ std::optional<DType> WeightDType(const std::string& name) {
   return std::nullopt;
 }
 
-absl::Status Refused(const SafetensorsFolder::Location& from, const std::string& what) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("tensor '", from.entry->name, "' in '", from.file->path(), "' ", what));
+absl::Status Refused(const SafetensorsFolder::Location& from, const std::string& reason,
+                     const std::string& what) {
+  return Error(absl::StatusCode::kInvalidArgument, reason,
+               absl::StrCat("tensor '", from.entry->name, "' in '", from.file->path(), "' ", what));
 }
 
-// Copies a tensor into `out`, the rows of a parameter that it fills.
-absl::Status LoadTensor(const SafetensorsFolder::Location& from, Tensor out) {
-  std::vector<int64_t> expected;
-  for (int axis = 0; axis < out.rank(); ++axis) expected.push_back(out.dim(axis));
+absl::Status Mismatch(const SafetensorsFolder::Location& from, const std::string& what) {
+  return Refused(from, kMismatch, what);
+}
+
+// Whether a tensor is what the config wants for `slice` of `spec`.
+absl::Status CheckTensor(const SafetensorsFolder::Location& from, const ParameterSpec& spec,
+                         const HuggingFaceSlice& slice) {
+  std::vector<int64_t> expected(1, slice.rows);
+  for (int axis = 1; axis < spec.shape.rank(); ++axis) expected.push_back(spec.shape[axis]);
   if (from.entry->shape != expected) {
-    return Refused(
+    return Mismatch(
         from, absl::StrCat("has shape [", absl::StrJoin(from.entry->shape, ", "), "], expected [",
                            absl::StrJoin(expected, ", "), "] by config.json"));
   }
-  const std::optional<DType> dtype = WeightDType(from.entry->dtype);
-  if (!dtype) {
-    return Refused(from,
-                   absl::StrCat("has dtype ", from.entry->dtype, ", expected F16, BF16 or F32"));
+  if (!WeightDType(from.entry->dtype)) {
+    return Mismatch(from,
+                    absl::StrCat("has dtype ", from.entry->dtype, ", expected F16, BF16 or F32"));
   }
+  return absl::OkStatus();
+}
+
+// Copies a checked tensor into `out`, the rows of a parameter that it fills.
+absl::Status LoadTensor(const SafetensorsFolder::Location& from, Tensor out) {
+  const std::optional<DType> dtype = WeightDType(from.entry->dtype);
   ConversionCounts total;
   std::vector<char> chunk(std::min(out.elements(), kChunkElements) * SizeOf(*dtype));
   for (int64_t done = 0; done < out.elements(); done += kChunkElements) {
@@ -62,13 +75,15 @@ absl::Status LoadTensor(const SafetensorsFolder::Location& from, Tensor out) {
     total.out_of_range += counts.out_of_range;
   }
   if (total.non_finite > 0) {
-    return Refused(from, absl::StrCat("holds ", total.non_finite, " NaN or infinite values of ",
-                                      out.elements()));
+    return Refused(
+        from, "NON_FINITE_WEIGHTS",
+        absl::StrCat("holds ", total.non_finite, " NaN or infinite values of ", out.elements()));
   }
   if (total.out_of_range > 0) {
-    return Refused(from, absl::StrCat("holds ", total.out_of_range,
-                                      " values beyond 65504, the "
-                                      "largest of fp16; load it as bf16 or fp32"));
+    return Refused(from, "WEIGHTS_OUT_OF_RANGE",
+                   absl::StrCat("holds ", total.out_of_range,
+                                " values beyond 65504, the largest of fp16; load it as bf16 or "
+                                "fp32"));
   }
   return absl::OkStatus();
 }
@@ -88,19 +103,32 @@ absl::Status CheckRepeatedHead(const SafetensorsFolder::Location& head,
     equal = std::memcmp(a.data(), b.data(), size) == 0;
   }
   if (equal) return absl::OkStatus();
-  return Refused(head, absl::StrCat("differs from ", kEmbeddingName,
-                                    " although config.json says tie_word_embeddings"));
+  return Mismatch(head, absl::StrCat("differs from ", kEmbeddingName,
+                                     " although config.json says tie_word_embeddings"));
 }
 
-absl::Status CheckUnexpected(const HuggingFaceModel& model, const SafetensorsFolder& folder,
-                             const std::set<std::string>& used) {
+// Everything about the tensors but their values.
+absl::Status CheckTensors(const HuggingFaceModel& model, const SafetensorsFolder& folder) {
+  std::set<std::string> used;
+  for (const ParameterSpec& spec : model.layout->specs()) {
+    for (const HuggingFaceSlice& slice : spec.slices) {
+      const auto it = folder.tensors().find(slice.name);
+      if (it == folder.tensors().end()) {
+        return Error(absl::StatusCode::kInvalidArgument, kMismatch,
+                     absl::StrCat("'", model.directory, "' has no tensor '", slice.name,
+                                  "', which its config.json needs"));
+      }
+      HALFSTEP_RETURN_IF_ERROR(CheckTensor(it->second, spec, slice));
+      used.insert(slice.name);
+    }
+  }
   for (const auto& [name, location] : folder.tensors()) {
     if (used.count(name) || absl::EndsWith(name, ".rotary_emb.inv_freq")) continue;
     if (name == kHeadName && model.layout->tied()) {
       HALFSTEP_RETURN_IF_ERROR(CheckRepeatedHead(location, folder.tensors().at(kEmbeddingName)));
       continue;
     }
-    return Refused(location, "is not expected by config.json");
+    return Mismatch(location, "is not expected by config.json");
   }
   return absl::OkStatus();
 }
@@ -129,25 +157,25 @@ absl::StatusOr<HuggingFaceModel> OpenHuggingFaceModel(const std::string& directo
   return model;
 }
 
+absl::Status CheckHuggingFaceWeights(const HuggingFaceModel& model) {
+  HALFSTEP_ASSIGN_OR_RETURN(const SafetensorsFolder folder,
+                            SafetensorsFolder::Open(model.directory, model.root));
+  return CheckTensors(model, folder);
+}
+
 absl::Status LoadHuggingFaceWeights(const HuggingFaceModel& model, ParameterBuffer* parameters) {
   HALFSTEP_ASSIGN_OR_RETURN(const SafetensorsFolder folder,
                             SafetensorsFolder::Open(model.directory, model.root));
-  std::set<std::string> used;
+  HALFSTEP_RETURN_IF_ERROR(CheckTensors(model, folder));
   const auto& specs = parameters->layout().specs();
   for (size_t i = 0; i < specs.size(); ++i) {
     for (const HuggingFaceSlice& slice : specs[i].slices) {
-      const auto it = folder.tensors().find(slice.name);
-      if (it == folder.tensors().end()) {
-        return absl::InvalidArgumentError(absl::StrCat("'", model.directory, "' has no tensor '",
-                                                       slice.name,
-                                                       "', which its config.json needs"));
-      }
-      HALFSTEP_RETURN_IF_ERROR(LoadTensor(
-          it->second, parameters->view(static_cast<int>(i)).Rows(slice.first_row, slice.rows)));
-      used.insert(slice.name);
+      HALFSTEP_RETURN_IF_ERROR(
+          LoadTensor(folder.tensors().at(slice.name),
+                     parameters->view(static_cast<int>(i)).Rows(slice.first_row, slice.rows)));
     }
   }
-  return CheckUnexpected(model, folder, used);
+  return absl::OkStatus();
 }
 
 }  // namespace halfstep

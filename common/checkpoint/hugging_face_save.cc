@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/error_reason.h"
 #include "common/base/file.h"
 #include "common/base/status_macros.h"
 #include "common/checkpoint/hugging_face.h"
@@ -43,7 +44,8 @@ absl::StatusOr<std::string> ConfigWithDType(const std::string& path, DType dtype
   HALFSTEP_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxCopiedBytes));
   auto json = nlohmann::ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) {
-    return absl::InvalidArgumentError(absl::StrCat("'", path, "' is not a JSON object"));
+    return Error(absl::StatusCode::kInvalidArgument, "INVALID_MODEL_CONFIG",
+                 absl::StrCat("'", path, "' is not a JSON object"));
   }
   json[json.contains("dtype") ? "dtype" : "torch_dtype"] = TorchName(dtype);
   return json.dump(2) + "\n";
@@ -68,9 +70,10 @@ std::vector<SafetensorsSource> Sources(const ParameterBuffer& parameters, DType 
             ConvertWeights(rows.data(), rows.dtype(), rows.elements(), dtype, out);
         const int64_t bad = counts.non_finite + counts.out_of_range;
         if (bad == 0) return;
-        status->Update(absl::InvalidArgumentError(
-            absl::StrCat("tensor '", name, "' holds ", bad, " values of ", rows.elements(),
-                         " that are not finite in ", Name(dtype))));
+        status->Update(
+            Error(absl::StatusCode::kInvalidArgument, "NON_FINITE_WEIGHTS",
+                  absl::StrCat("tensor '", name, "' holds ", bad, " values of ", rows.elements(),
+                               " that are not finite in ", Name(dtype))));
       };
       sources.push_back(std::move(source));
     }

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/error_reason.h"
 #include "common/base/file.h"
 #include "common/base/status_macros.h"
 #include "nlohmann/json.hpp"
@@ -45,7 +46,8 @@ SafetensorsFile::~SafetensorsFile() { close(fd_); }
 
 absl::Status SafetensorsFile::ReadHeader() {
   const auto malformed = [&](const std::string& what) {
-    return absl::InvalidArgumentError(absl::StrCat("'", path_, "': ", what));
+    return Error(absl::StatusCode::kInvalidArgument, "INVALID_SAFETENSORS",
+                 absl::StrCat("'", path_, "': ", what));
   };
   struct stat info;
   if (fstat(fd_, &info) != 0) return FileError(errno, "inspect", path_);
@@ -64,7 +66,8 @@ absl::Status SafetensorsFile::ReadHeader() {
   }
   if (header_bytes > size - sizeof(prefix)) {
     return malformed(absl::StrCat("claims a header of ", header_bytes, " bytes but has only ",
-                                  size - sizeof(prefix), " left: it is truncated"));
+                                  size - sizeof(prefix),
+                                  " left: it is truncated; copy it again from where it came"));
   }
   std::string json(header_bytes, '\0');
   HALFSTEP_RETURN_IF_ERROR(ReadAt(sizeof(prefix), header_bytes, json.data()));
@@ -95,7 +98,8 @@ absl::Status SafetensorsFile::ReadAt(uint64_t position, size_t size, void* out) 
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) return FileError(errno, "read", path_);
     if (count == 0) {
-      return absl::DataLossError(absl::StrCat("'", path_, "': the file became shorter"));
+      return Error(absl::StatusCode::kDataLoss, "INVALID_SAFETENSORS",
+                   absl::StrCat("'", path_, "': the file became shorter"));
     }
     next += count;
     position += static_cast<uint64_t>(count);
@@ -121,9 +125,10 @@ absl::StatusOr<SafetensorsFolder> SafetensorsFolder::Open(const std::string& dir
     return folder;
   }
   if (!FileExists(directory + kIndexFile)) {
-    return absl::NotFoundError(absl::StrCat("'", directory,
-                                            "' holds neither model.safetensors nor "
-                                            "model.safetensors.index.json"));
+    return Error(absl::StatusCode::kNotFound, "MODEL_WITHOUT_WEIGHTS",
+                 absl::StrCat("'", directory,
+                              "' holds neither model.safetensors nor "
+                              "model.safetensors.index.json"));
   }
   HALFSTEP_RETURN_IF_ERROR(folder.AddShards(directory, root));
   return folder;
@@ -132,7 +137,8 @@ absl::StatusOr<SafetensorsFolder> SafetensorsFolder::Open(const std::string& dir
 absl::Status SafetensorsFolder::AddShards(const std::string& directory, const std::string& root) {
   const std::string index_path = directory + kIndexFile;
   const auto malformed = [&](const std::string& what) {
-    return absl::InvalidArgumentError(absl::StrCat("'", index_path, "': ", what));
+    return Error(absl::StatusCode::kInvalidArgument, "INVALID_SAFETENSORS",
+                 absl::StrCat("'", index_path, "': ", what));
   };
   HALFSTEP_RETURN_IF_ERROR(CheckUnder(root, index_path));
   HALFSTEP_ASSIGN_OR_RETURN(const std::string text, ReadFile(index_path, kMaxIndexBytes));

@@ -40,7 +40,8 @@ size_t SafetensorsElementBytes(const std::string& dtype);
 
 // Checks and parses the JSON of a header whose file has `data_bytes` bytes after it: no duplicate
 // keys, known dtypes, shapes that match the byte ranges, ranges that tile the data without overlap
-// or hole. `source` names the file in errors, all of which are INVALID_ARGUMENT.
+// or hole. `source` names the file in errors, all of which are INVALID_ARGUMENT, reason
+// INVALID_SAFETENSORS.
 absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(const std::string& json,
                                                          uint64_t data_bytes,
                                                          const std::string& source);
@@ -48,8 +49,8 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(const std::string& json
 // One open file. Safe to read from many threads.
 class SafetensorsFile {
  public:
-  // NOT_FOUND when there is no such file; INVALID_ARGUMENT, naming the file and what is wrong, for
-  // a truncated or malformed one.
+  // NOT_FOUND when there is no such file; INVALID_ARGUMENT, reason INVALID_SAFETENSORS, naming the
+  // file and what is wrong, for a truncated or malformed one.
   static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path);
   ~SafetensorsFile();
   SafetensorsFile(const SafetensorsFile&) = delete;
@@ -60,7 +61,8 @@ class SafetensorsFile {
   // Null when there is no such tensor.
   const SafetensorsEntry* Find(const std::string& name) const;
 
-  // Reads bytes [offset, offset + size) of a tensor. DATA_LOSS when the file has become shorter.
+  // Reads bytes [offset, offset + size) of a tensor. DATA_LOSS, reason INVALID_SAFETENSORS, when
+  // the file has become shorter.
   absl::Status Read(const SafetensorsEntry& entry, uint64_t offset, size_t size, void* out) const;
 
  private:
@@ -86,8 +88,10 @@ class SafetensorsFolder {
 
   // True when the folder holds one of the two.
   static bool Exists(const std::string& directory);
-  // Links must stay below `root` (CheckUnder). NOT_FOUND when it holds neither. INVALID_ARGUMENT
-  // for an index that is malformed, names a file outside the folder, or disagrees with its shards.
+  // Links must stay below `root` (CheckUnder). NOT_FOUND, reason MODEL_WITHOUT_WEIGHTS, when it holds
+  // neither. INVALID_ARGUMENT, reason INVALID_SAFETENSORS, for an index that is malformed, names a
+  // file outside the folder, or disagrees with its shards. An index that names a missing shard is
+  // NOT_FOUND.
   static absl::StatusOr<SafetensorsFolder> Open(const std::string& directory,
                                                 const std::string& root = "");
 

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/base/error_reason.h"
 #include "common/base/status_macros.h"
 #include "common/checkpoint/safetensors.h"
 #include "nlohmann/json.hpp"
@@ -20,7 +21,8 @@ constexpr char kMetadataKey[] = "__metadata__";
 constexpr int kMaxDepth = 3;  // the object, an entry, its lists
 
 absl::Status Malformed(const std::string& source, const std::string& what) {
-  return absl::InvalidArgumentError(absl::StrCat("'", source, "': ", what));
+  return Error(absl::StatusCode::kInvalidArgument, "INVALID_SAFETENSORS",
+               absl::StrCat("'", source, "': ", what));
 }
 
 // JSON whose objects repeat no key and that nests no deeper than a header does.
@@ -112,9 +114,11 @@ absl::Status CheckTiling(const SafetensorsHeader& header, uint64_t data_bytes,
   uint64_t position = 0;
   for (const SafetensorsEntry& entry : header.entries) {
     if (entry.end > data_bytes) {
-      return Malformed(source,
-                       absl::StrCat("tensor '", entry.name, "' ends at byte ", entry.end, " of ",
-                                    data_bytes, "; the file is truncated or the header is wrong"));
+      return Malformed(
+          source,
+          absl::StrCat("tensor '", entry.name, "' ends at byte ", entry.end, " of ", data_bytes,
+                       "; the file is truncated or the header is wrong: copy it again "
+                       "from where it came"));
     }
     if (entry.begin != position) {
       return Malformed(source, absl::StrCat("tensor '", entry.name, "' begins at byte ",

@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/base/error_reason.h"
 #include "nlohmann/json.hpp"
 
 namespace halfstep {
@@ -85,6 +86,13 @@ constexpr const char* kInertFields[] = {"architectures",
                                         "unsloth_version",
                                         "use_bfloat16",
                                         "use_cache"};
+
+constexpr char kUnsupportedArchitecture[] = "UNSUPPORTED_ARCHITECTURE";
+
+absl::Status Malformed(const std::string& source, const std::string& what) {
+  return Error(absl::StatusCode::kInvalidArgument, "INVALID_MODEL_CONFIG",
+               absl::StrCat(source, ": ", what));
+}
 
 // Reads the fields of one JSON object, remembers which, and keeps the first error.
 class FieldReader {
@@ -164,10 +172,12 @@ class FieldReader {
 
   void MarkInert(const char* name) { seen_.insert(name); }
   void Invalid(const std::string& name, const std::string& what) {
-    Keep(absl::InvalidArgumentError(absl::StrCat(source_, ": ", prefix_, name, " ", what)));
+    Keep(Malformed(source_, absl::StrCat(prefix_, name, " ", what)));
   }
-  void Unsupported(const std::string& name, const std::string& what) {
-    Keep(absl::UnimplementedError(absl::StrCat(source_, ": ", prefix_, name, " ", what)));
+  void Unsupported(const std::string& name, const std::string& what,
+                   const std::string& reason = "UNSUPPORTED_MODEL_CONFIG") {
+    Keep(Error(absl::StatusCode::kUnimplemented, reason,
+               absl::StrCat(source_, ": ", prefix_, name, " ", what)));
   }
   void Keep(absl::Status status) { status_.Update(status); }
   const absl::Status& status() const { return status_; }
@@ -201,9 +211,11 @@ Architecture ReadArchitecture(FieldReader* in) {
   }
   const auto architecture = ParseArchitecture(type->get<std::string>());
   if (!architecture) {
-    in->Unsupported("model_type", absl::StrCat("= ", FieldReader::Show(*type),
-                                               " is not supported; supported are llama, qwen2 and "
-                                               "qwen3 (dense)"));
+    in->Unsupported("model_type",
+                    absl::StrCat("= ", FieldReader::Show(*type),
+                                 " is not supported; supported are llama, qwen2 and "
+                                 "qwen3 (dense)"),
+                    kUnsupportedArchitecture);
     return Architecture::kLlama;
   }
   constexpr std::array<const char*, 3> kClasses = {"LlamaForCausalLM", "Qwen2ForCausalLM",
@@ -214,7 +226,8 @@ Architecture ReadArchitecture(FieldReader* in) {
         in->Unsupported("architectures",
                         absl::StrCat("names ", FieldReader::Show(name), "; supported for ",
                                      type->get<std::string>(), " is ",
-                                     kClasses[static_cast<size_t>(*architecture)]));
+                                     kClasses[static_cast<size_t>(*architecture)]),
+                        kUnsupportedArchitecture);
       }
     }
   }
@@ -375,10 +388,10 @@ void RefuseOtherMathematics(Architecture architecture, FieldReader* in) {
 absl::StatusOr<Json> ParseObject(const std::string& text, const std::string& source) {
   Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (json.is_discarded()) {
-    return absl::InvalidArgumentError(absl::StrCat(source, ": is not valid JSON"));
+    return Malformed(source, "is not valid JSON");
   }
   if (!json.is_object()) {
-    return absl::InvalidArgumentError(absl::StrCat(source, ": must be a JSON object"));
+    return Malformed(source, "must be a JSON object");
   }
   return json;
 }

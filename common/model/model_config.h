@@ -40,13 +40,14 @@ struct ModelConfig {
 
 // Parses the text of a config.json; `source` names it in errors. Reads both spellings of RoPE
 // (rope_theta with rope_scaling, and rope_parameters) and refuses a config with neither.
-// INVALID_ARGUMENT for a malformed or contradictory file; UNIMPLEMENTED, naming the field, for an
-// architecture or a field that changes the mathematics and is not supported.
+// INVALID_ARGUMENT, reason INVALID_MODEL_CONFIG, for a malformed or contradictory file;
+// UNIMPLEMENTED, naming the field, with reason UNSUPPORTED_ARCHITECTURE for an architecture and
+// UNSUPPORTED_MODEL_CONFIG for a field that changes the mathematics and is not supported.
 absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& json, const std::string& source);
 
 // Adds the eos_token_id (a number or a list) of a generation_config.json to `config`, without
-// duplicates; its other fields are defaults for sampling and are not read. INVALID_ARGUMENT for a
-// malformed file or an id outside the vocabulary.
+// duplicates; its other fields are defaults for sampling and are not read. INVALID_ARGUMENT,
+// reason INVALID_MODEL_CONFIG, for a malformed file or an id outside the vocabulary.
 absl::Status MergeGenerationConfig(const std::string& json, const std::string& source,
                                    ModelConfig* config);
 

@@ -35,7 +35,7 @@ class RunControl {
 // How a run that did not fail ended.
 enum class RunOutcome {
   kSucceeded,
-  kPaused,  // checkpoint written at the last finished step
+  kPaused,  // checkpoint written at the last finished step, where there was room
   kCancelled,
   kStopped,  // the learner is shutting down; the job goes on from its last checkpoint at the next
              // start

@@ -138,10 +138,11 @@ SessionId RolloutCoordinator::Attach(std::shared_ptr<RolloutOutbox> outbox) {
 void RolloutCoordinator::OnClosed(SessionId id) {
   {
     absl::MutexLock lock(&mutex_);
-    RolloutSession* session = FindSession(id);
-    if (session == nullptr) return;
-    session->doomed = absl::UnavailableError("its stream ended");
-    Schedule();
+    if (RolloutSession* session = FindSession(id)) {
+      session->doomed = absl::UnavailableError("its stream ended");
+      Schedule();
+    }
+    ended_.erase(id);
   }
   DeliverPending();
 }

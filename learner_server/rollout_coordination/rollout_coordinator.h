@@ -221,6 +221,8 @@ class RolloutCoordinator final : public RolloutPool {
   std::vector<std::pair<std::string, std::string>> retired_ ABSL_GUARDED_BY(mutex_);
   // The last one, until a rollout of its name serves.
   std::optional<Refusal> refusal_ ABSL_GUARDED_BY(mutex_);
+  // Rollout ids of streams that were ended from here and are not closed yet: they may still send.
+  std::map<SessionId, std::string> ended_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<Job> job_ ABSL_GUARDED_BY(mutex_);
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<Delivery> pending_ ABSL_GUARDED_BY(mutex_);

@@ -37,8 +37,10 @@ void RolloutCoordinator::OnMessage(SessionId id, v1::RolloutMessage message) {
     absl::MutexLock lock(&mutex_);
     RolloutSession* session = FindSession(id);
     if (session == nullptr) {
+      const auto ended = ended_.find(id);
       for (const Arrival& arrival : arrivals) {
-        Drop("", arrival.key, DropReason::kStaleIncarnation, "");
+        Drop(ended == ended_.end() ? "" : ended->second, arrival.key, DropReason::kStaleIncarnation,
+             "the learner has ended its stream");
       }
       return;
     }
@@ -241,14 +243,22 @@ void RolloutCoordinator::On(RolloutSession& session, const v1::Credit& credit) {
 
 void RolloutCoordinator::On(RolloutSession& session, const v1::RolloutFailure& failure) {
   if (session.job_epoch == 0 || failure.job_epoch() != session.job_epoch) return;
-  if (!session.job_loaded || session.preparing) {
+  const bool of_weights = failure.subject() == v1::RolloutFailure::SUBJECT_WEIGHTS;
+  const WeightIdentity weights = FromProto(failure.weights());
+  if (failure.subject() == v1::RolloutFailure::SUBJECT_LOAD_JOB && !session.job_loaded) {
     LoadFailed(session, RolloutEvent::kWeightsRefused, failure.reason(), failure.message());
-  } else if (session.committing) {
+  } else if (of_weights && session.preparing == weights) {
+    LoadFailed(session, RolloutEvent::kWeightsRefused, failure.reason(), failure.message());
+  } else if (of_weights && session.committing == weights) {
     LoadFailed(session, RolloutEvent::kServesOther, failure.reason(), failure.message());
   } else {
-    LogWarning("rollout reports a failure", {{"rollout", session.rollout_id},
-                                             {"reason", failure.reason()},
-                                             {"message", failure.message()}});
+    // A group comes back by its cancelled samples, and an order that stands no more is nobody's.
+    LogWarning("rollout reports a failure",
+               {{"rollout", session.rollout_id},
+                {"subject", v1::RolloutFailure::Subject_Name(failure.subject())},
+                {"group", failure.group()},
+                {"reason", failure.reason()},
+                {"message", failure.message()}});
     session.last_report = Describe(failure.reason(), failure.message());
   }
 }
@@ -334,12 +344,15 @@ bool RolloutCoordinator::OnSample(RolloutSession& session, Arrival arrival) {
   const GroupKey key = arrival.key;
   const Group* group = job_->groups.Find(key);
   if (group == nullptr) {
-    const bool late = job_->groups.ErasedLately(key);
-    Drop(session.rollout_id, key, late ? DropReason::kLate : DropReason::kUnknownGroup, "");
+    if (job_->groups.ErasedLately(key)) {
+      Drop(session.rollout_id, key, DropReason::kLate, "it is complete or was taken back");
+    } else {
+      Drop(session.rollout_id, key, DropReason::kUnknownGroup, "this job never gave it out");
+    }
     return false;
   }
   if (!group->holds.contains(session.id)) {
-    Drop(session.rollout_id, key, DropReason::kNotAssigned, "");
+    Drop(session.rollout_id, key, DropReason::kNotAssigned, "this rollout does not hold it");
     return false;
   }
   SampleVerdict verdict;

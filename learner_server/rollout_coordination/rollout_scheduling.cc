@@ -39,6 +39,7 @@ void RolloutCoordinator::RemoveDoomed() {
       continue;
     }
     Remove(it->second);
+    ended_[it->first] = it->second.rollout_id;
     it = sessions_.erase(it);
   }
 }

@@ -52,6 +52,7 @@ absl::Status LoadModel(const JobSettings& settings, JobInputs* inputs) {
                  absl::StrCat(settings.model_directory,
                               " has no safetensors; only a supervised job can start at random"));
   }
+  if (inputs->model.has_weights) HALFSTEP_RETURN_IF_ERROR(CheckHuggingFaceWeights(inputs->model));
   HALFSTEP_RETURN_IF_ERROR(ReadModelFiles(inputs->model, &inputs->files));
   for (const ModelFile& file : inputs->files) {
     if (file.name != "tokenizer.json") continue;

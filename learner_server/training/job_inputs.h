@@ -26,7 +26,8 @@ struct JobInputs {
   int64_t max_sequence_tokens = 0;     // the longest sequence that can occur
 };
 
-// Errors name the file, and the line of a dataset. Weights are not read.
+// Errors name the file, and the line of a dataset. Of the weights everything is checked but their
+// values, which are not read.
 absl::StatusOr<JobInputs> LoadJobInputs(const JobSettings& settings);
 
 // The same for evaluation alone: the model, which must have weights, and the held-out prompts.

@@ -47,6 +47,8 @@ class JobRun {
   absl::Status InitializeState();
   absl::Status LoadInitialWeights();
   absl::Status CutLogs() const;
+  void EmitNotice(const std::string& reason, const std::string& message);
+  void TellOfSkippedPrompts();
 
   const TrainingJobRunnerOptions& options_;
   RunControl* const control_;
@@ -78,6 +80,7 @@ absl::Status JobRun::Prepare(const std::string& job_id, const v1::TrainingJobSpe
       CheckRunPlace(settings_.output_directory, options_.root, options_.state));
   HALFSTEP_ASSIGN_OR_RETURN(RunFolder folder, RunFolder::Open(settings_.output_directory, job_id));
   folder_.emplace(std::move(folder));
+  TellOfSkippedPrompts();
   job_json_ = SpecToJson(spec);
   HALFSTEP_RETURN_IF_ERROR(folder_->WriteJob(job_json_));
   HALFSTEP_ASSIGN_OR_RETURN(CheckpointStore store,
@@ -99,11 +102,8 @@ absl::Status JobRun::InitializeState() {
   }
   HALFSTEP_RETURN_IF_ERROR(newest.status());
   for (const CheckpointStore::Rejected& rejected : newest->rejected) {
-    v1::TrainingJobEvent event;
-    event.mutable_notice()->set_reason("CHECKPOINT_CORRUPT");
-    event.mutable_notice()->set_message(absl::StrCat(rejected.reason, "; it is kept as ",
-                                                     rejected.path, " and the one before is used"));
-    control_->Emit(std::move(event));
+    EmitNotice("CHECKPOINT_CORRUPT", absl::StrCat(rejected.reason, "; it is kept as ",
+                                                  rejected.path, " and the one before is used"));
   }
   HALFSTEP_ASSIGN_OR_RETURN(progress_,
                             ReadCheckpoint(ctx_, newest->path, settings_.loss_scale, state_.get()));
@@ -127,6 +127,28 @@ absl::Status JobRun::LoadInitialWeights() {
   }
   state_->RefreshWeights(ctx_);
   return absl::OkStatus();
+}
+
+void JobRun::EmitNotice(const std::string& reason, const std::string& message) {
+  LogWarning(message, {{"reason", reason}});
+  v1::TrainingJobEvent event;
+  event.mutable_notice()->set_reason(reason);
+  event.mutable_notice()->set_message(message);
+  control_->Emit(std::move(event));
+}
+
+void JobRun::TellOfSkippedPrompts() {
+  const auto tell = [this](const std::optional<PromptDataset>& dataset, const std::string& path) {
+    if (!dataset || dataset->skipped() == 0) return;
+    EmitNotice(
+        "PROMPTS_SKIPPED",
+        absl::StrCat(dataset->skipped(), " of ", dataset->skipped() + dataset->size(),
+                     " prompts of ", path, " are left out: they are longer than the model's ",
+                     inputs_.model.config.max_positions,
+                     " tokens allow, and data.overlong_prompts is skip"));
+  };
+  tell(inputs_.train, settings_.train_path);
+  tell(inputs_.eval, settings_.eval_path);
 }
 
 absl::StatusOr<RunResult> JobRun::Train(uint64_t epoch, bool is_known, RolloutPool* pool,
@@ -214,6 +236,13 @@ absl::StatusOr<RunResult> TrainingJobRunner::Run(const std::string& job_id, uint
     // What was trained may still be saved by a person.
     return RunResult{RunOutcome::kPaused, ReasonOf(result.status()),
                      std::string(result.status().message())};
+  }
+  if (ReasonOf(result.status()) == "DISK_FULL") {
+    // What is in the run folder is sound, so the job can go on once there is room.
+    return RunResult{
+        .outcome = RunOutcome::kPaused,
+        .reason = "DISK_FULL",
+        .message = absl::StrCat(result.status().message(), "; make room and resume the job")};
   }
   return result;
 }

@@ -57,6 +57,7 @@ TEST_F(LearnerServerTest, ASecondOneOnTheSameStateIsRefused) {
   const auto second = LearnerServer::Start(Options());
   EXPECT_EQ(second.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(ReasonOf(second.status()), "STATE_DIR_IN_USE");
+  EXPECT_THAT(std::string(second.status().message()), HasSubstr(dir_.path()));
 }
 
 TEST_F(LearnerServerTest, APortInUseIsNamedForGrpcAndHttp) {
@@ -66,13 +67,17 @@ TEST_F(LearnerServerTest, APortInUseIsNamedForGrpcAndHttp) {
   options.state = dir_ / "other";
   options.server.listen = (*first)->grpc_address();
   absl::Status status = LearnerServer::Start(options).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(ReasonOf(status), "ADDRESS_IN_USE");
-  EXPECT_THAT(std::string(status.message()), HasSubstr((*first)->grpc_address()));
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("cannot listen on " + (*first)->grpc_address()));
   options.server.listen = "127.0.0.1:0";
   options.http = (*first)->http_address();
   status = LearnerServer::Start(options).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(ReasonOf(status), "ADDRESS_IN_USE");
-  EXPECT_THAT(std::string(status.message()), HasSubstr((*first)->http_address()));
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("cannot serve HTTP on " + (*first)->http_address()));
 }
 
 TEST_F(LearnerServerTest, MetricsInPlainTextForOtherMachinesAreRefused) {

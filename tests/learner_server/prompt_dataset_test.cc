@@ -79,7 +79,8 @@ TEST_F(PromptDatasetTest, NamesFileAndLineOfBadRows) {
   EXPECT_THAT(ErrorOf(good + good + "[1]", "BAD_DATASET_ROW"),
               HasSubstr("data.jsonl:3: a row must be an object, not array"));
   EXPECT_THAT(ErrorOf(good + "{\"prompt\":\"a\",\"reply\":\"b\"}", "BAD_DATASET_ROW"),
-              HasSubstr("data.jsonl:2: no column \"answer\"; the row has prompt, reply"));
+              HasSubstr("data.jsonl:2: no column \"answer\"; the row has prompt, reply; name the "
+                        "right one in data.columns"));
   EXPECT_THAT(ErrorOf("{\"prompt\":null,\"answer\":\"b\"}", "BAD_DATASET_ROW"),
               HasSubstr("data.jsonl:1: column \"prompt\" holds null"));
   EXPECT_THAT(ErrorOf("{\"prompt\":\"\",\"answer\":\"b\"}", "BAD_DATASET_ROW"),
@@ -94,6 +95,7 @@ TEST_F(PromptDatasetTest, SaysWhichFileIsMissing) {
   options_.path = dir_ / "absent.jsonl";
   const absl::Status status = PromptDataset::Load(options_, EncodeCharacters).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(ReasonOf(status), "FILE_NOT_FOUND");
   EXPECT_THAT(std::string(status.message()), HasSubstr("absent.jsonl"));
 }
 
@@ -122,7 +124,8 @@ TEST_F(PromptDatasetTest, RefusesOrSkipsOverlongPrompts) {
       "{\"prompt\":\"0123456789abcde\",\"answer\":\"fits\"}\n"
       "{\"prompt\":\"0123456789abcdef\",\"answer\":\"does not\"}\n";
   EXPECT_THAT(ErrorOf(rows, "PROMPT_TOO_LONG"),
-              HasSubstr("data.jsonl:2: a prompt of 16 tokens needs room for 17, the model has 16"));
+              HasSubstr("data.jsonl:2: a prompt of 16 tokens needs room for 17, the model has 16; "
+                        "shorten it or set data.overlong_prompts to skip"));
   options_.overlong = OverlongPolicy::kSkip;
   const auto dataset = Load(rows);
   ASSERT_TRUE(dataset.ok()) << dataset.status();

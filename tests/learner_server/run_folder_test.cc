@@ -7,7 +7,7 @@
 
 #include "common/base/error_reason.h"
 #include "tests/learner_server/tiny_job.h"
-#include "tests/testing/file_size_limit.h"
+#include "tests/testing/full_disk.h"
 
 namespace halfstep {
 namespace {
@@ -23,7 +23,9 @@ TEST(RunFolderTest, TwoLearnersOnOneFolderAreRefused) {
     const auto second = RunFolder::Open(path, "job");
     EXPECT_EQ(second.status().code(), absl::StatusCode::kFailedPrecondition);
     EXPECT_EQ(ReasonOf(second.status()), "RUN_FOLDER_IN_USE");
-    EXPECT_THAT(std::string(second.status().message()), HasSubstr("runs/one is in use"));
+    EXPECT_THAT(std::string(second.status().message()),
+                HasSubstr("runs/one is in use by another learner; stop that one or choose another "
+                          "output_dir"));
   }
   EXPECT_TRUE(RunFolder::Open(path, "job").ok());
 }
@@ -33,6 +35,7 @@ TEST(RunFolderTest, BelongsToOneJob) {
   ASSERT_TRUE(RunFolder::Open(dir / "run", "job-1").ok());
   EXPECT_TRUE(RunFolder::Open(dir / "run", "job-1").ok());
   const auto other = RunFolder::Open(dir / "run", "job-2");
+  EXPECT_EQ(other.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(ReasonOf(other.status()), "OUTPUT_DIR_NOT_EMPTY");
   EXPECT_THAT(std::string(other.status().message()), HasSubstr("belongs to job job-1"));
 }
@@ -42,7 +45,10 @@ TEST(RunFolderTest, TakesAnEmptyFolderButNoFile) {
   std::filesystem::create_directories(dir / "empty");
   EXPECT_TRUE(RunFolder::Open(dir / "empty", "job").ok());
   WriteText(dir / "file", "x");
-  EXPECT_EQ(ReasonOf(RunFolder::Open(dir / "file", "job").status()), "OUTPUT_DIR_NOT_EMPTY");
+  const absl::Status status = RunFolder::Open(dir / "file", "job").status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(ReasonOf(status), "OUTPUT_DIR_NOT_EMPTY");
+  EXPECT_THAT(std::string(status.message()), HasSubstr("file is not a folder; choose another"));
 }
 
 TEST(RunFolderTest, LiesInNoOtherRunAndNotInTheStateFolder) {
@@ -129,7 +135,7 @@ TEST(RunFolderTest, ALineThatDidNotFitOnTheDiskDoesNotJoinTheNext) {
   const auto folder = RunFolder::Open(dir / "run", "job");
   ASSERT_TRUE(folder.ok());
   {
-    const FileSizeLimit limit(20);
+    const FullDisk disk(/*room=*/20);
     ASSERT_TRUE(folder->AppendMetrics("{\"step\":1}").ok());
     EXPECT_FALSE(folder->AppendMetrics("{\"step\":2,\"loss\":1}").ok());
   }

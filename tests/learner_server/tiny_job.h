@@ -72,10 +72,18 @@ class RecordingControl final : public RunControl {
     events_.push_back(std::move(event));
   }
   void SetProgress(int64_t step, uint64_t) override {
+    if (on_step_) on_step_(step);
     absl::MutexLock lock(&mutex_);
     step_ = step;
     if (step == request_at_) request_ = request_then_;
   }
+
+  void Request(RunRequest request) {
+    absl::MutexLock lock(&mutex_);
+    request_ = request;
+  }
+  // Called on the trainer's thread after each step.
+  void OnStep(std::function<void(int64_t step)> on_step) { on_step_ = std::move(on_step); }
 
   void RequestAfter(int64_t step, RunRequest request) {
     request_at_ = step;
@@ -98,6 +106,7 @@ class RecordingControl final : public RunControl {
   }
 
  private:
+  std::function<void(int64_t)> on_step_;
   mutable absl::Mutex mutex_;
   int64_t request_at_ = -1;
   RunRequest request_then_ = RunRequest::kNone;

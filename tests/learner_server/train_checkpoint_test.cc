@@ -6,16 +6,19 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <optional>
 
 #include "common/base/error_reason.h"
 #include "common/checkpoint/hugging_face.h"
 #include "common/model/initialize.h"
 #include "kernels/workspace.h"
 #include "tests/learner_server/tiny_job.h"
-#include "tests/testing/file_size_limit.h"
+#include "tests/testing/full_disk.h"
 
 namespace halfstep {
 namespace {
+
+using ::testing::HasSubstr;
 
 class TrainCheckpointTest : public testing::Test {
  protected:
@@ -128,30 +131,70 @@ TEST_F(TrainCheckpointTest, FullDiskLeavesTheCheckpointBefore) {
   progress_.step = 3;
   progress_.version_after.push_back(1);
   {
-    FileSizeLimit limit(16384);
-    EXPECT_FALSE(WriteCheckpoint(*store_, Contents()).ok());
+    const FullDisk disk(/*room=*/16384);
+    const absl::Status status = WriteCheckpoint(*store_, Contents());
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_EQ(ReasonOf(status), "DISK_FULL");
+    EXPECT_THAT(std::string(status.message()), HasSubstr("step_3"));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("No space left on device"));
   }
   EXPECT_EQ(store_->FindNewest()->step, 2);
   EXPECT_TRUE(WriteCheckpoint(*store_, Contents()).ok());
   EXPECT_EQ(store_->FindNewest()->step, 3);
 }
 
-TEST(TrainerCheckpointTest, TrainingGoesOnWithoutRoomForCheckpoints) {
+TEST(TrainerCheckpointTest, TrainingGoesOnWhileTheDiskIsFullAndTheJobThenWaitsForRoom) {
   TinyWorkplace workplace;
+  const std::string& root = workplace.root().path();
   v1::TrainingJobSpec spec = TinyWorkplace::SupervisedSpec(6);
   spec.mutable_checkpoint()->set_every_steps(2);
-  TinyLearner learner(workplace.root().path(), nullptr);
-  const auto result = [&] {
-    FileSizeLimit limit(16384);
-    return learner.Run("sft", spec);
-  }();
-  // Every step was trained; what could not be kept in the end is the model itself.
-  EXPECT_FALSE(result.ok());
+  spec.set_output_dir("roomy");
+  TinyLearner roomy(root, nullptr);
+  ASSERT_TRUE(roomy.Run("roomy", spec).ok());
+
+  spec.set_output_dir("full");
+  TinyLearner learner(root, nullptr);
+  std::optional<FullDisk> disk;
+  learner.control().OnStep([&disk](int64_t step) {
+    if (step == 3) disk.emplace(/*room=*/16384);
+  });
+  const auto result = learner.Run("full", spec);
+  // Every step was trained, and what could not be kept in the end is the model itself.
   EXPECT_EQ(learner.control().step(), 6);
-  EXPECT_THAT(learner.control().notices(),
-              testing::ElementsAre("CHECKPOINT_FAILED", "CHECKPOINT_FAILED", "CHECKPOINT_FAILED"));
-  EXPECT_EQ(learner.metrics().checkpoint_failures.Value(), 3);
-  EXPECT_EQ(learner.summary().checkpoint(), "");
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->outcome, RunOutcome::kPaused);
+  EXPECT_EQ(result->reason, "DISK_FULL");
+  EXPECT_THAT(result->message, HasSubstr("No space left on device; make room and resume the job"));
+  int said = 0;
+  for (const v1::TrainingJobEvent& event : learner.control().events()) {
+    if (event.notice().reason() != "CHECKPOINT_FAILED") continue;
+    ++said;
+    EXPECT_THAT(event.notice().message(), HasSubstr("No space left on device; training goes on"));
+    EXPECT_THAT(event.notice().message(), HasSubstr("the last one is " + root));
+    EXPECT_THAT(event.notice().message(), HasSubstr("full/checkpoints/step_2"));
+  }
+  EXPECT_EQ(said, 2);
+  EXPECT_EQ(learner.metrics().checkpoint_failures.Value(), said);
+  EXPECT_THAT(learner.Scrape(), HasSubstr("halfstep_learner_checkpoint_failures_total 2"));
+  EXPECT_THAT(learner.summary().checkpoint(), HasSubstr("full/checkpoints/step_2"));
+  EXPECT_TRUE(VerifyDirectory(root + "/full/checkpoints/step_2").ok());
+
+  // A learner that is started again meanwhile loses nothing either.
+  disk.reset();
+  disk.emplace(/*room=*/0);
+  TinyLearner early(root, nullptr);
+  const auto too_early = early.Run("full", spec);
+  ASSERT_TRUE(too_early.ok()) << too_early.status();
+  EXPECT_EQ(too_early->outcome, RunOutcome::kPaused);
+  EXPECT_EQ(too_early->reason, "DISK_FULL");
+
+  disk.reset();
+  TinyLearner again(root, nullptr);
+  const auto resumed = again.Run("full", spec);
+  ASSERT_TRUE(resumed.ok()) << resumed.status();
+  EXPECT_EQ(resumed->outcome, RunOutcome::kSucceeded);
+  EXPECT_EQ(again.summary().state_digest(), roomy.summary().state_digest());
+  EXPECT_EQ(ReadLines(root + "/full/metrics.jsonl").size(), 6u);
 }
 
 }  // namespace

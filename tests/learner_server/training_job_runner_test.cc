@@ -8,6 +8,7 @@
 #include <set>
 
 #include "common/base/error_reason.h"
+#include "learner_server/training/run_folder.h"
 #include "tests/learner_server/tiny_job.h"
 
 namespace halfstep {
@@ -16,6 +17,7 @@ namespace {
 using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 class TrainingJobRunnerTest : public testing::Test {
  protected:
@@ -143,13 +145,19 @@ TEST_F(TrainingJobRunnerTest, LearnsWithoutAnyMismatch) {
   EXPECT_THAT(learner.Scrape(), HasSubstr("halfstep_learner_step 30"));
 }
 
-TEST_F(TrainingJobRunnerTest, OtherWeightsOnTheRolloutShowAsMismatch) {
+// Where digests are looked at, such a rollout is refused: tests/integration/flipped_bit_test.cc.
+TEST_F(TrainingJobRunnerTest, OneFlippedBitInTheWeightsOfARolloutShowsAsMismatch) {
   LocalRolloutPool pool;
-  pool.CorruptWeights(7);
+  pool.FlipABitOfTheWeights();
   TinyLearner learner(root(), &pool);
-  ASSERT_TRUE(learner.Run("corrupt", TinyWorkplace::RlSpec("corrupt", 2)).ok());
+  ASSERT_TRUE(learner.Run("flipped", TinyWorkplace::RlSpec("flipped", 2)).ok());
   EXPECT_GT(learner.summary().max_abs_logprob_diff(), 0);
   EXPECT_EQ(learner.summary().tokens_compared(), learner.summary().tokens_trained());
+  for (const auto& line : ReadLines(root() + "/flipped/metrics.jsonl")) {
+    EXPECT_GT(line["mismatch_abs_max"], 0);
+    EXPECT_LT(line["mismatch_bit_equal_share"], 1);
+  }
+  EXPECT_THAT(learner.Scrape(), Not(HasSubstr("halfstep_learner_mismatch_logprob_abs_max 0\n")));
 }
 
 TEST_F(TrainingJobRunnerTest, MetricsTellOneRunFromTheNext) {
@@ -378,8 +386,80 @@ TEST_F(TrainingJobRunnerTest, RefusesAFolderWithOtherThings) {
   }
   EXPECT_EQ(ReadText(root() + "/full/notes.txt"), "mine");
   // Nor does it touch the run of another job.
-  EXPECT_EQ(ReasonOf(learner.Run("someone", TinyWorkplace::RlSpec("sft", 2)).status()),
-            "OUTPUT_DIR_NOT_EMPTY");
+  const absl::Status other = learner.Run("someone", TinyWorkplace::RlSpec("sft", 2)).status();
+  EXPECT_EQ(other.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(ReasonOf(other), "OUTPUT_DIR_NOT_EMPTY");
+  EXPECT_THAT(std::string(other.message()),
+              HasSubstr("/sft is not empty (it belongs to job sft); choose another output_dir"));
+}
+
+TEST_F(TrainingJobRunnerTest, RefusesAFolderThatAnotherLearnerUses) {
+  const auto other = RunFolder::Open(root() + "/shared", "shared");
+  ASSERT_TRUE(other.ok()) << other.status();
+  LocalRolloutPool pool;
+  TinyLearner learner(root(), &pool);
+  const auto result = learner.Run("shared", TinyWorkplace::RlSpec("shared", 2));
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(ReasonOf(result.status()), "RUN_FOLDER_IN_USE");
+  EXPECT_THAT(std::string(result.status().message()),
+              HasSubstr("/shared is in use by another learner"));
+  EXPECT_FALSE(std::filesystem::exists(root() + "/shared/job.json"));
+}
+
+TEST_F(TrainingJobRunnerTest, OverlongPromptsAreCountedAndLeftOutOrRefused) {
+  const std::string long_row =
+      absl::StrCat("{\"prompt\":\"", std::string(32, '7'), "\",\"answer\":\"a\"}\n");
+  WriteText(root() + "/long.jsonl", long_row + ReadText(root() + "/train.jsonl") + long_row);
+  LocalRolloutPool pool;
+  TinyLearner learner(root(), &pool);
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("overlong", 1);
+  spec.mutable_data()->set_train("long.jsonl");
+  const auto refused = learner.Run("overlong", spec);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(ReasonOf(refused.status()), "PROMPT_TOO_LONG");
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr("long.jsonl:1: a prompt of 32 tokens needs room for 33, the model has 32"));
+
+  spec.mutable_data()->set_overlong_prompts(v1::OVERLONG_PROMPTS_SKIP);
+  ASSERT_TRUE(learner.Run("overlong", spec).ok());
+  ASSERT_THAT(learner.control().notices(), ElementsAre("PROMPTS_SKIPPED"));
+  EXPECT_THAT(learner.control().events()[0].notice().message(), HasSubstr("2 of 66 prompts of"));
+  EXPECT_THAT(learner.control().events()[0].notice().message(), HasSubstr("long.jsonl are left"));
+}
+
+TEST_F(TrainingJobRunnerTest, BadWeightsAreFoundByCheckAndLeaveNoRunFolder) {
+  std::filesystem::copy(root() + "/sft/model", root() + "/torn");
+  std::filesystem::resize_file(root() + "/torn/model.safetensors", 5000);
+  LocalRolloutPool pool;
+  TinyLearner learner(root(), &pool);
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("from_torn", 2);
+  spec.set_model("torn");
+  for (const absl::Status& status :
+       {learner.runner().Check(spec), learner.Run("from_torn", spec).status()}) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(ReasonOf(status), "INVALID_SAFETENSORS");
+    EXPECT_THAT(std::string(status.message()), HasSubstr("/torn/model.safetensors': tensor '"));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("the file is truncated"));
+  }
+  EXPECT_FALSE(std::filesystem::exists(root() + "/from_torn"));
+  EXPECT_EQ(pool.jobs_begun(), 0);
+}
+
+TEST_F(TrainingJobRunnerTest, NanWeightsEndTheRunBeforeItsFirstStep) {
+  std::filesystem::copy(root() + "/sft/model", root() + "/nan");
+  // The tensors come last in the file.
+  std::string bytes = ReadText(root() + "/nan/model.safetensors");
+  bytes[bytes.size() - 1] = bytes[bytes.size() - 2] = '\x7f';
+  WriteText(root() + "/nan/model.safetensors", bytes);
+  LocalRolloutPool pool;
+  TinyLearner learner(root(), &pool);
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("from_nan", 2);
+  spec.set_model("nan");
+  const absl::Status status = learner.Run("from_nan", spec).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(ReasonOf(status), "NON_FINITE_WEIGHTS");
+  EXPECT_THAT(std::string(status.message()), HasSubstr("/nan/model.safetensors' holds 1 NaN"));
+  EXPECT_EQ(pool.jobs_begun(), 0);
 }
 
 TEST_F(TrainingJobRunnerTest, AModelFolderWithLinksOutOfTheRootIsRefused) {
@@ -439,22 +519,48 @@ TEST_F(TrainingJobRunnerTest, CheckFindsWhatOnlyTheLearnerCanSee) {
     spoil(&spec);
     return learner.runner().Check(spec);
   };
+  const auto expect = [&](const std::function<void(v1::TrainingJobSpec*)>& spoil,
+                          absl::StatusCode code, const std::string& reason,
+                          const std::string& message) {
+    const absl::Status status = check(spoil);
+    EXPECT_EQ(status.code(), code) << status;
+    EXPECT_EQ(ReasonOf(status), reason) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(message));
+  };
+  // A copy of the model with one file in it changed.
+  const auto with_file = [&](const std::string& name, const std::string& file,
+                             const std::string& text) {
+    std::filesystem::copy(root() + "/sft/model", root() + "/" + name);
+    WriteText(root() + "/" + name + "/" + file, text);
+    return [name](v1::TrainingJobSpec* spec) { spec->set_model(name); };
+  };
   EXPECT_TRUE(check([](v1::TrainingJobSpec*) {}).ok());
   EXPECT_FALSE(std::filesystem::exists(root() + "/checked"));
-  EXPECT_EQ(ReasonOf(check([](auto* spec) { spec->set_model("start"); })), "MODEL_WITHOUT_WEIGHTS");
-  EXPECT_EQ(check([](auto* spec) { spec->set_model("nowhere"); }).code(),
-            absl::StatusCode::kNotFound);
-  EXPECT_EQ(check([](auto* spec) { spec->set_output_dir("../elsewhere"); }).code(),
-            absl::StatusCode::kPermissionDenied);
-  EXPECT_EQ(check([](auto* spec) { spec->mutable_data()->set_train("none.jsonl"); }).code(),
-            absl::StatusCode::kNotFound);
-  EXPECT_EQ(ReasonOf(check([](auto* spec) { spec->mutable_data()->set_train("sft.jsonl"); })),
-            "BAD_DATASET_ROW");
-  EXPECT_EQ(ReasonOf(check([](auto* spec) {
-              spec->mutable_reward()->set_type(v1::REWARD_TYPE_REGEX);
-              spec->mutable_reward()->set_pattern("(");
-            })),
-            "INVALID_PATTERN");
+  using enum absl::StatusCode;
+  expect([](auto* spec) { spec->set_model("start"); }, kInvalidArgument, "MODEL_WITHOUT_WEIGHTS",
+         "/start has no safetensors; only a supervised job can start at random");
+  expect([](auto* spec) { spec->set_model("nowhere"); }, kNotFound, "FILE_NOT_FOUND",
+         "/nowhere/config.json': No such file or directory");
+  expect([](auto* spec) { spec->set_output_dir("../elsewhere"); }, kPermissionDenied,
+         "PATH_OUTSIDE_ROOT", "'../elsewhere' holds '..'");
+  expect([](auto* spec) { spec->mutable_data()->set_train("none.jsonl"); }, kNotFound,
+         "FILE_NOT_FOUND", "/none.jsonl': No such file or directory");
+  expect([](auto* spec) { spec->mutable_data()->set_train("sft.jsonl"); }, kInvalidArgument,
+         "BAD_DATASET_ROW", "sft.jsonl:1: no column \"answer\"; the row has prompt, response");
+  WriteText(root() + "/empty.jsonl", "\n");
+  expect([](auto* spec) { spec->mutable_data()->set_eval("empty.jsonl"); }, kInvalidArgument,
+         "EMPTY_DATASET", "empty.jsonl has no rows");
+  expect(with_file("moe", "config.json", R"({"model_type": "mixtral"})"), kUnimplemented,
+         "UNSUPPORTED_ARCHITECTURE", "/moe/config.json: model_type = \"mixtral\" is not supported");
+  expect(with_file("unigram", "tokenizer.json", R"({"model": {"type": "Unigram"}})"),
+         kUnimplemented, "UNSUPPORTED_TOKENIZER",
+         "/unigram/tokenizer.json: model type Unigram; only byte-level BPE is supported");
+  expect(
+      [](auto* spec) {
+        spec->mutable_reward()->set_type(v1::REWARD_TYPE_REGEX);
+        spec->mutable_reward()->set_pattern("(");
+      },
+      kInvalidArgument, "INVALID_PATTERN", "(");
 }
 
 }  // namespace

@@ -211,8 +211,12 @@ TEST_F(RolloutServerTest, RefusesWeightsOfAnotherDigest) {
   learner_->SendPrepare(3, *weights_[0]);
   const v1::RolloutFailure failure = AwaitFailure();
   EXPECT_EQ(failure.job_epoch(), 3u);
+  EXPECT_EQ(failure.subject(), v1::RolloutFailure::SUBJECT_WEIGHTS);
+  EXPECT_EQ(failure.weights().version(), 0u);
+  EXPECT_EQ(failure.weights().manifest_digest(), weights_[0]->manifest().manifest_digest);
   EXPECT_EQ(failure.reason(), "WEIGHTS_DIGEST_MISMATCH");
   EXPECT_THAT(failure.message(), HasSubstr("tensor '"));
+  EXPECT_THAT(failure.message(), HasSubstr("of version 0 arrived with digest"));
   learner_->Serve(3, *weights_[0]);
   ASSERT_TRUE(learner_->Send(MakeAssign(3, 1, 0)));
   ExpectSame(AwaitSamples(1, 3), Expected(1, 0));
@@ -270,7 +274,10 @@ TEST_F(RolloutServerTest, RefusesWeightsThatDoNotFitTheModel) {
 TEST_F(RolloutServerTest, RefusesACommitOfWeightsThatAreNotStaged) {
   learner_->LoadJob(3);
   learner_->SendCommit(3, *weights_[0]);
-  EXPECT_EQ(AwaitFailure().reason(), "WEIGHTS_NOT_STAGED");
+  const v1::RolloutFailure failure = AwaitFailure();
+  EXPECT_EQ(failure.subject(), v1::RolloutFailure::SUBJECT_WEIGHTS);
+  EXPECT_EQ(failure.weights().manifest_digest(), weights_[0]->manifest().manifest_digest);
+  EXPECT_EQ(failure.reason(), "WEIGHTS_NOT_STAGED");
 }
 
 TEST_F(RolloutServerTest, ReportsAModelItCannotLoad) {
@@ -284,7 +291,10 @@ TEST_F(RolloutServerTest, ReportsAModelItCannotLoad) {
   message.mutable_load_job()->set_max_sequence_tokens(kMaxTokens);
   message.mutable_load_job()->set_max_sequences(4);
   ASSERT_TRUE(learner_->Send(message));
-  EXPECT_THAT(AwaitFailure().message(), HasSubstr("config.json"));
+  const v1::RolloutFailure failure = AwaitFailure();
+  EXPECT_EQ(failure.subject(), v1::RolloutFailure::SUBJECT_LOAD_JOB);
+  EXPECT_EQ(failure.reason(), "UNSUPPORTED_ARCHITECTURE");
+  EXPECT_THAT(failure.message(), HasSubstr("config.json"));
   message.mutable_load_job()->set_model_digest("0123");
   ASSERT_TRUE(learner_->Send(message));
   EXPECT_EQ(AwaitFailure().reason(), "MODEL_DIGEST_MISMATCH");
@@ -310,8 +320,14 @@ TEST(RolloutServerMemoryTest, ReportsACacheThatIsTooSmall) {
 TEST_F(RolloutServerTest, HandsBackAGroupOfAVersionItDoesNotServe) {
   learner_->LoadJob(3);
   learner_->Serve(3, *weights_[0]);
+  // Also while weights are fetched, whose failure it must not seem to be.
+  learner_->SendPrepare(3, *weights_[1]);
   ASSERT_TRUE(learner_->Send(MakeAssign(3, 7, 5)));
-  EXPECT_EQ(AwaitFailure().reason(), "VERSION_NOT_SERVED");
+  const v1::RolloutFailure failure = AwaitFailure();
+  EXPECT_EQ(failure.subject(), v1::RolloutFailure::SUBJECT_GROUP);
+  EXPECT_EQ(failure.purpose(), v1::PURPOSE_TRAIN);
+  EXPECT_EQ(failure.group(), 7u);
+  EXPECT_EQ(failure.reason(), "VERSION_NOT_SERVED");
   const v1::RolloutMessage message =
       learner_->Await("Samples", [](const v1::RolloutMessage& m) { return m.has_samples(); });
   ASSERT_EQ(message.samples().samples_size(), 3);
@@ -434,7 +450,9 @@ TEST(RolloutServerStartTest, NamesTheAddressThatIsTaken) {
   options.server.listen = learner.address();
   const auto server = RolloutServer::Start(std::move(options));
   EXPECT_EQ(server.status().code(), absl::StatusCode::kUnavailable);
-  EXPECT_THAT(std::string(server.status().message()), HasSubstr(learner.address()));
+  EXPECT_EQ(ReasonOf(server.status()), "ADDRESS_IN_USE");
+  EXPECT_THAT(std::string(server.status().message()),
+              HasSubstr("cannot listen on " + learner.address()));
 }
 
 }  // namespace

@@ -146,9 +146,10 @@ std::shared_ptr<const ModelWeights> LocalRolloutPool::Load(const WeightSet& weig
     HALFSTEP_CHECK_EQ(to.bytes(), tensor.bytes);
     std::memcpy(to.data(), from, tensor.bytes);
     from += tensor.bytes;
-    if (corrupt_period_ == 0 || tensor.name == kRopeTableName) continue;
-    auto* bits = static_cast<uint16_t*>(to.data());
-    for (int64_t i = 0; i < to.elements(); i += corrupt_period_) bits[i] ^= 1;
+  }
+  if (flip_a_bit_) {
+    HALFSTEP_CHECK_EQ(SizeOf(options.dtype), sizeof(uint16_t));
+    *static_cast<uint16_t*>(loaded->parameters().view(layout_->final_norm()).data()) ^= 1;
   }
   Workspace workspace;
   ExecContext ctx;

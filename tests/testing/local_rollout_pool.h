@@ -17,9 +17,9 @@ namespace halfstep {
 // Thread-safe.
 class LocalRolloutPool final : public RolloutPool {
  public:
-  // Every 16-bit weight of every published set gets its lowest bit flipped in every `period`-th
-  // element: a rollout whose weights are not the learner's.
-  void CorruptWeights(int64_t period) { corrupt_period_ = period; }
+  // One bit of every set that is loaded gets flipped, and no digest is looked at: the lowest of the
+  // first 16-bit weight of the final norm.
+  void FlipABitOfTheWeights() { flip_a_bit_ = true; }
 
   void BeginJob(const RolloutJob& job, SampleSink* sink) override;
   void EndJob() override;
@@ -46,7 +46,7 @@ class LocalRolloutPool final : public RolloutPool {
   std::unique_ptr<Engine> engine_;
   std::shared_ptr<const ParameterLayout> layout_;
   int64_t rope_positions_ = 0;
-  int64_t corrupt_period_ = 0;
+  bool flip_a_bit_ = false;
   int64_t jobs_begun_ ABSL_GUARDED_BY(mutex_) = 0;
   std::map<uint64_t, std::shared_ptr<const WeightSet>> published_ ABSL_GUARDED_BY(mutex_);
   std::deque<GroupAssignment> queue_ ABSL_GUARDED_BY(mutex_);

@@ -8,7 +8,7 @@
 #include "common/base/error_reason.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "tests/testing/file_size_limit.h"
+#include "tests/testing/full_disk.h"
 #include "tests/testing/temp_dir.h"
 
 namespace halfstep {
@@ -47,12 +47,16 @@ TEST(FileTest, MissingFileIsNotFoundAndNamed) {
   TempDir dir;
   const absl::Status status = ReadFile(dir / "absent", 10).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(ReasonOf(status), "FILE_NOT_FOUND");
   EXPECT_THAT(std::string(status.message()), HasSubstr("absent"));
 }
 
 TEST(FileTest, RefusesToReadAFolder) {
   TempDir dir;
-  EXPECT_EQ(ReadFile(dir.path(), 10).status().code(), absl::StatusCode::kInvalidArgument);
+  const absl::Status status = ReadFile(dir.path(), 10).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(ReasonOf(status), "FILE_ERROR");
+  EXPECT_THAT(std::string(status.message()), HasSubstr("is not a regular file"));
 }
 
 TEST(FileTest, AtomicWriteReplacesAndLeavesNoOtherFile) {
@@ -80,9 +84,12 @@ TEST(FileTest, AppendLineKeepsWhatWasThere) {
 TEST(FileTest, AppendLineThatFailsLeavesWholeLinesOnly) {
   TempDir dir;
   {
-    const FileSizeLimit limit(6);
+    const FullDisk disk(/*room=*/4);
     EXPECT_FALSE(AppendLine(dir / "f", "too long").ok());
     EXPECT_FALSE(fs::exists(dir / "f"));
+  }
+  {
+    const FullDisk disk(/*room=*/6);
     ASSERT_TRUE(AppendLine(dir / "f", "one").ok());
     const absl::Status status = AppendLine(dir / "f", "two");  // half of it fits
     EXPECT_THAT(std::string(status.message()), HasSubstr("cannot write"));
@@ -98,6 +105,24 @@ TEST(FileTest, FullDiskHasAReasonOfItsOwn) {
   EXPECT_EQ(ReasonOf(status), "DISK_FULL");
   const absl::Status full = AppendLine("/dev/full", "line");
   EXPECT_EQ(ReasonOf(full), "DISK_FULL") << full;
+  EXPECT_THAT(std::string(full.message()),
+              HasSubstr("cannot write '/dev/full': No space left on device"));
+}
+
+TEST(FileTest, AFullDiskKeepsTheOldContentsAndNoHalfLine) {
+  TempDir dir;
+  ASSERT_TRUE(AppendLine(dir / "f", "one").ok());
+  {
+    const FullDisk disk(/*room=*/2);
+    EXPECT_EQ(ReasonOf(AppendLine(dir / "f", "two")), "DISK_FULL");
+  }
+  EXPECT_EQ(ReadFile(dir / "f", 100).value(), "one\n");
+  {
+    const FullDisk disk(/*room=*/2);
+    EXPECT_EQ(ReasonOf(WriteFileAtomic(dir / "f", "new")), "DISK_FULL");
+  }
+  EXPECT_EQ(ReadFile(dir / "f", 100).value(), "one\n");
+  EXPECT_EQ(std::distance(fs::directory_iterator(dir.path()), fs::directory_iterator()), 1);
 }
 
 TEST(ResolveUnderTest, GivesTheRealPathAlsoOfWhatDoesNotExistYet) {

@@ -5,9 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/mount.h>
-#include <sys/resource.h>
 
-#include <csignal>
 #include <filesystem>
 #include <functional>
 #include <string>
@@ -16,6 +14,7 @@
 #include "common/base/error_reason.h"
 #include "common/checkpoint/checkpoint_store.h"
 #include "tests/common/checkpoint/scratch_directory.h"
+#include "tests/testing/full_disk.h"
 
 namespace halfstep {
 namespace {
@@ -23,26 +22,6 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-// Lowers the largest file this process may write, so that a write fails part-way.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(rlim_t bytes) {
-    previous_handler_ = std::signal(SIGXFSZ, SIG_IGN);
-    getrlimit(RLIMIT_FSIZE, &previous_);
-    rlimit limit = previous_;
-    limit.rlim_cur = bytes;
-    setrlimit(RLIMIT_FSIZE, &limit);
-  }
-  ~FileSizeLimit() {
-    setrlimit(RLIMIT_FSIZE, &previous_);
-    std::signal(SIGXFSZ, previous_handler_);
-  }
-
- private:
-  rlimit previous_;
-  void (*previous_handler_)(int);
-};
 
 class AtomicDirectoryTest : public ::testing::Test {
  protected:
@@ -185,23 +164,54 @@ TEST_F(AtomicDirectoryTest, PruneRemovesNothingWhenOneThatStaysDoesNotVerify) {
   EXPECT_THAT(*store.Steps(), ElementsAre(3, 2, 1));
 }
 
-TEST_F(AtomicDirectoryTest, AFailedWriteLeavesTheOldCheckpointIntact) {
+TEST_F(AtomicDirectoryTest, AFullDiskIsReportedAsSuchAndLosesNothing) {
   const CheckpointStore store = Open();
   Write(store, 1, "one");
+  auto writer = store.Begin(2);
+  ASSERT_TRUE(writer.ok());
   {
-    auto writer = store.Begin(2);
-    ASSERT_TRUE(writer.ok());
-    const FileSizeLimit limit(1000);
-    EXPECT_FALSE(writer->AddFile("state", std::string(5000, 'x')).ok());
+    const FullDisk disk(/*room=*/1000);
+    const absl::Status status = writer->AddFile("state", std::string(5000, 'x'));
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_EQ(ReasonOf(status), "DISK_FULL");
+    EXPECT_THAT(std::string(status.message()),
+                HasSubstr("step_2.tmp.i1/state': No space left on device"));
   }
-  EXPECT_THAT(*store.Steps(), ElementsAre(1));
-  EXPECT_TRUE(VerifyDirectory(store.PathOf(1)).ok());
-  EXPECT_EQ(ReadBytes(scratch_ / "checkpoints/LATEST"), "step_1\n");
-  Write(store, 2, "two");  // with room again
-  EXPECT_EQ(store.FindNewest()->step, 2);
 }
 
-TEST_F(AtomicDirectoryTest, AFullDiskIsReportedAsSuchAndLosesNothing) {
+TEST_F(AtomicDirectoryTest, WhereverTheDiskBecomesFullTheOldCheckpointStaysAndTheNextOneWorks) {
+  const CheckpointStore store = Open();
+  Write(store, 1, "one");
+  const auto write_two = [&store] {
+    auto writer = store.Begin(2);
+    if (!writer.ok()) return writer.status();
+    absl::Status status = writer->AddFile("state", "two");
+    status.Update(writer->AddFile("model/config.json", "{}"));
+    return status.ok() ? store.Commit(*std::move(writer)) : status;
+  };
+  int failures = 0;
+  for (int64_t room = 0;; room += 5, ++failures) {
+    const absl::Status status = [&] {
+      const FullDisk disk(room);
+      return write_two();
+    }();
+    EXPECT_TRUE(VerifyDirectory(store.PathOf(1)).ok()) << room;
+    if (status.ok()) break;
+    EXPECT_EQ(ReasonOf(status), "DISK_FULL") << room;
+    // Nothing half-written is left: what has the name of a checkpoint is one.
+    const auto steps = store.Steps();
+    for (const int64_t step : *steps) {
+      EXPECT_TRUE(VerifyDirectory(store.PathOf(step)).ok()) << room;
+    }
+    EXPECT_EQ(ReadBytes(scratch_ / "checkpoints/LATEST"), "step_1\n") << room;
+    fs::remove_all(store.PathOf(2));
+  }
+  EXPECT_GT(failures, 20);  // in the files, in the manifest, in LATEST
+  EXPECT_EQ(store.FindNewest()->step, 2);
+  EXPECT_EQ(ReadBytes(scratch_ / "checkpoints/LATEST"), "step_2\n");
+}
+
+TEST_F(AtomicDirectoryTest, ARealFileSystemWithoutRoomLosesNothing) {
   const std::string root = scratch_ / "small";
   fs::create_directory(root);
   if (mount("none", root.c_str(), "tmpfs", 0, "size=64k") != 0) {

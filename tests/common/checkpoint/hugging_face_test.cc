@@ -91,10 +91,11 @@ class HuggingFaceTest : public ::testing::Test {
     return LoadHuggingFaceWeights(model_, &loaded);
   }
 
-  void ExpectRefused(const Change& change, const std::vector<std::string>& what,
-                     DType target = DType::kFloat32) {
+  void ExpectRefused(const Change& change, const std::string& reason,
+                     const std::vector<std::string>& what, DType target = DType::kFloat32) {
     const absl::Status status = LoadChanged(change, target);
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+    EXPECT_EQ(ReasonOf(status), reason);
     for (const std::string& part : what) {
       EXPECT_THAT(std::string(status.message()), HasSubstr(part));
     }
@@ -122,8 +123,14 @@ class HuggingFaceTest : public ::testing::Test {
 TEST_F(HuggingFaceTest, OpensAFolderWithoutWeights) {
   EXPECT_FALSE(model_.has_weights);
   EXPECT_THAT(model_.config.eos_token_ids, ElementsAre(2, 3));
-  EXPECT_EQ(LoadHuggingFaceWeights(model_, master_.get()).code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(OpenHuggingFaceModel(scratch_ / "absent").status().code(), absl::StatusCode::kNotFound);
+  const absl::Status weights = LoadHuggingFaceWeights(model_, master_.get());
+  EXPECT_EQ(weights.code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(ReasonOf(weights), "MODEL_WITHOUT_WEIGHTS");
+  EXPECT_THAT(std::string(weights.message()), HasSubstr("holds neither model.safetensors nor"));
+  const absl::Status folder = OpenHuggingFaceModel(scratch_ / "absent").status();
+  EXPECT_EQ(folder.code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(ReasonOf(folder), "FILE_NOT_FOUND");
+  EXPECT_THAT(std::string(folder.message()), HasSubstr("absent/config.json"));
 }
 
 TEST_F(HuggingFaceTest, RoundTripsThroughEveryDType) {
@@ -165,24 +172,28 @@ TEST_F(HuggingFaceTest, RefusesAShapeThatContradictsTheConfig) {
       [](auto* tensors) {
         Find(tensors, "model.layers.1.self_attn.k_proj.weight").shape = {8, 6};
       },
-      {"model.layers.1.self_attn.k_proj.weight", "model.safetensors", "[8, 6]", "[6, 8]"});
+      "WEIGHTS_CONFIG_MISMATCH",
+      {"tensor 'model.layers.1.self_attn.k_proj.weight' in '", "model.safetensors'",
+       "has shape [8, 6], expected [6, 8] by config.json"});
 }
 
 TEST_F(HuggingFaceTest, RefusesADTypeThatIsNoWeight) {
   ExpectRefused([](auto* tensors) { Find(tensors, "model.norm.weight").dtype = DType::kInt32; },
-                {"model.norm.weight", "I32", "expected F16, BF16 or F32"});
+                "WEIGHTS_CONFIG_MISMATCH",
+                {"tensor 'model.norm.weight'", "has dtype I32, expected F16, BF16 or F32"});
 }
 
 TEST_F(HuggingFaceTest, RefusesMissingAndUnexpectedTensors) {
   ExpectRefused(
       [](auto* tensors) { Find(tensors, "model.norm.weight").name = "model.nrom.weight"; },
-      {"model.norm.weight", "no tensor"});
+      "WEIGHTS_CONFIG_MISMATCH",
+      {"has no tensor 'model.norm.weight', which its config.json needs"});
   ExpectRefused(
       [](auto* tensors) {
         tensors->push_back(Find(tensors, "model.norm.weight"));
         tensors->back().name = "model.layers.0.mlp.experts.0.weight";
       },
-      {"model.layers.0.mlp.experts.0.weight", "not expected"});
+      "WEIGHTS_CONFIG_MISMATCH", {"model.layers.0.mlp.experts.0.weight", "is not expected"});
 }
 
 TEST_F(HuggingFaceTest, RefusesNanAndInfinity) {
@@ -191,7 +202,9 @@ TEST_F(HuggingFaceTest, RefusesNanAndInfinity) {
         [&](auto* tensors) {
           SetFirst(&Find(tensors, "model.layers.0.mlp.up_proj.weight"), value);
         },
-        {"model.layers.0.mlp.up_proj.weight", "1 NaN or infinite"});
+        "NON_FINITE_WEIGHTS",
+        {"tensor 'model.layers.0.mlp.up_proj.weight' in '", "model.safetensors'",
+         "holds 1 NaN or infinite values of 96"});
   }
 }
 
@@ -199,7 +212,9 @@ TEST_F(HuggingFaceTest, RefusesWhatExceedsFp16OnlyWhenThatIsTheTarget) {
   const auto large = [&](auto* tensors) {
     SetFirst(&Find(tensors, "model.layers.0.mlp.up_proj.weight"), 65505.0f);
   };
-  ExpectRefused(large, {"up_proj.weight", "1 values beyond 65504"}, DType::kFloat16);
+  ExpectRefused(large, "WEIGHTS_OUT_OF_RANGE",
+                {"up_proj.weight", "1 values beyond 65504", "load it as bf16 or fp32"},
+                DType::kFloat16);
   EXPECT_TRUE(LoadChanged(large, DType::kBFloat16).ok());
 }
 
@@ -211,7 +226,7 @@ TEST_F(HuggingFaceTest, ATiedModelMayRepeatItsEmbeddingButNotReplaceIt) {
       if (first != 0) SetFirst(&tensors->back(), first);
     };
   };
-  ExpectRefused(repeat(3.0f), {"lm_head.weight", "differs"});
+  ExpectRefused(repeat(3.0f), "WEIGHTS_CONFIG_MISMATCH", {"lm_head.weight", "differs"});
   const absl::Status status = LoadChanged(repeat(0.0f), DType::kFloat32);
   EXPECT_TRUE(status.ok()) << status;
 }
@@ -222,6 +237,7 @@ TEST_F(HuggingFaceTest, SavingWhatDoesNotFitTheDTypeIsRefused) {
   const absl::Status status =
       SaveHuggingFaceModel(*master_, {scratch_.path(), DType::kFloat16}, "", &*writer);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(ReasonOf(status), "NON_FINITE_WEIGHTS");
   EXPECT_THAT(std::string(status.message()), HasSubstr("model.embed_tokens.weight"));
 }
 

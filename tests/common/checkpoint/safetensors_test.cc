@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "common/base/error_reason.h"
 #include "common/checkpoint/safetensors_writer.h"
 #include "tests/common/checkpoint/scratch_directory.h"
 
@@ -34,13 +35,14 @@ SafetensorsSource Source(const std::string& name, DType dtype, std::vector<int64
 
 class SafetensorsTest : public ::testing::Test {
  protected:
-  // Opens a file of `bytes` and expects INVALID_ARGUMENT that names the file and `what`.
+  // Opens a file of `bytes` and expects INVALID_SAFETENSORS that names the file and `what`.
   void ExpectRefused(const std::string& bytes, const std::string& what) {
     const std::string path = scratch_ / "bad.safetensors";
     WriteBytes(path, bytes);
     const auto file = SafetensorsFile::Open(path);
     ASSERT_FALSE(file.ok()) << what;
     EXPECT_EQ(file.status().code(), absl::StatusCode::kInvalidArgument) << file.status();
+    EXPECT_EQ(ReasonOf(file.status()), "INVALID_SAFETENSORS");
     EXPECT_THAT(std::string(file.status().message()), HasSubstr(path));
     EXPECT_THAT(std::string(file.status().message()), HasSubstr(what));
   }
@@ -79,12 +81,18 @@ TEST_F(SafetensorsTest, ReadsBackWhatWasWritten) {
 }
 
 TEST_F(SafetensorsTest, RefusesTruncatedFiles) {
-  ExpectRefused("", "too few");
-  ExpectRefused(std::string("\x10\0\0\0\0\0\0", 7), "too few");
-  ExpectRefused(std::string("\xff\0\0\0\0\0\0\0{}", 10), "truncated");
-  ExpectRefused(std::string(8, '\xff'), "at most");
+  ExpectRefused("", "has 0 bytes, too few for a safetensors header");
+  ExpectRefused(std::string("\x10\0\0\0\0\0\0", 7), "has 7 bytes, too few");
   ExpectRefused(FileWithHeader(R"({"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}})", 15),
-                "truncated");
+                "tensor 'a' ends at byte 16 of 15; the file is truncated or the header is wrong: "
+                "copy it again");
+}
+
+TEST_F(SafetensorsTest, RefusesAHeaderLongerThanTheFile) {
+  ExpectRefused(std::string("\xff\0\0\0\0\0\0\0{}", 10),
+                "claims a header of 255 bytes but has only 2 left: it is truncated");
+  ExpectRefused(std::string(8, '\xff'),
+                "claims a header of 18446744073709551615 bytes, at most 100000000 are allowed");
 }
 
 TEST_F(SafetensorsTest, RefusesRangesThatDoNotTileTheData) {
@@ -92,10 +100,15 @@ TEST_F(SafetensorsTest, RefusesRangesThatDoNotTileTheData) {
     return absl::StrCat(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":)", a,
                         R"(},"b":{"dtype":"U8","shape":[4],"data_offsets":)", b, "}}");
   };
-  ExpectRefused(FileWithHeader(two("[0,4]", "[2,6]"), 6), "overlap");
+  ExpectRefused(FileWithHeader(two("[0,4]", "[2,6]"), 6),
+                "tensor 'b' begins at byte 2, expected 4: ranges overlap");
+  ExpectRefused(FileWithHeader(two("[0,4]", "[0,4]"), 4),
+                "tensor 'b' begins at byte 0, expected 4: ranges overlap");
   ExpectRefused(FileWithHeader(two("[0,4]", "[8,12]"), 12), "hole");
   ExpectRefused(FileWithHeader(two("[0,4]", "[4,8]"), 9), "belong to none");
-  ExpectRefused(FileWithHeader(two("[4,0]", "[4,8]"), 8), "ends before");
+  ExpectRefused(FileWithHeader(two("[0,4]", "[1000,1004]"), 8),
+                "tensor 'b' ends at byte 1004 of 8");
+  ExpectRefused(FileWithHeader(two("[4,0]", "[4,8]"), 8), "tensor 'a' ends before it begins");
   ExpectRefused(FileWithHeader(two("[0,4]", "[18446744073709551612,18446744073709551616]"), 8),
                 "data_offsets");
   ExpectRefused(FileWithHeader(two("[0,4]", "[-4,0]"), 8), "data_offsets");
@@ -137,14 +150,23 @@ TEST_F(SafetensorsTest, AFileThatShrinksAfterOpeningIsAnErrorNotACrash) {
   ASSERT_TRUE(file.ok()) << file.status();
   std::filesystem::resize_file(path, std::filesystem::file_size(path) - 1);
   std::string bytes(8, '\0');
-  EXPECT_EQ((*file)->Read(*(*file)->Find("a"), 0, 8, bytes.data()).code(),
-            absl::StatusCode::kDataLoss);
+  const absl::Status status = (*file)->Read(*(*file)->Find("a"), 0, 8, bytes.data());
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(ReasonOf(status), "INVALID_SAFETENSORS");
+  EXPECT_THAT(std::string(status.message()), HasSubstr("a.safetensors': the file became shorter"));
 }
 
 TEST_F(SafetensorsTest, FolderWithoutWeightsIsNotFound) {
   EXPECT_FALSE(SafetensorsFolder::Exists(scratch_.path()));
-  EXPECT_EQ(SafetensorsFolder::Open(scratch_.path()).status().code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(SafetensorsFile::Open(scratch_ / "none").status().code(), absl::StatusCode::kNotFound);
+  const absl::Status folder = SafetensorsFolder::Open(scratch_.path()).status();
+  EXPECT_EQ(folder.code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(ReasonOf(folder), "MODEL_WITHOUT_WEIGHTS");
+  EXPECT_THAT(std::string(folder.message()),
+              HasSubstr(scratch_.path() + "' holds neither model.safetensors nor"));
+  const absl::Status file = SafetensorsFile::Open(scratch_ / "none").status();
+  EXPECT_EQ(file.code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(ReasonOf(file), "FILE_NOT_FOUND");
+  EXPECT_THAT(std::string(file.message()), HasSubstr(scratch_ / "none"));
 }
 
 TEST_F(SafetensorsTest, ShardsRespectTheLimitAndTheIndexFindsThem) {
@@ -175,10 +197,16 @@ TEST_F(SafetensorsTest, ShardsRespectTheLimitAndTheIndexFindsThem) {
                           R"({"weight_map":{"a":"model-00001-of-00003.safetensors"}})",
                           R"({"weight_map":3})", "{", "{}"}) {
     WriteBytes(index, bad);
-    EXPECT_EQ(SafetensorsFolder::Open(scratch_.path()).status().code(),
-              absl::StatusCode::kInvalidArgument)
-        << bad;
+    const absl::Status status = SafetensorsFolder::Open(scratch_.path()).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << bad;
+    EXPECT_EQ(ReasonOf(status), "INVALID_SAFETENSORS") << bad;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(index));
   }
+  WriteBytes(index, R"({"weight_map":{"a":"model-00009-of-00009.safetensors"}})");
+  const absl::Status missing = SafetensorsFolder::Open(scratch_.path()).status();
+  EXPECT_EQ(missing.code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(ReasonOf(missing), "FILE_NOT_FOUND");
+  EXPECT_THAT(std::string(missing.message()), HasSubstr("model-00009-of-00009.safetensors"));
 }
 
 }  // namespace

@@ -27,19 +27,28 @@ v1::TrainingJobSpec Valid(const char* text = kValidJob) {
   return spec;
 }
 
-std::vector<FieldViolation> Violations(const Change& change, const char* text = kValidJob) {
+v1::TrainingJobSpec Changed(const Change& change, const char* text) {
   v1::TrainingJobSpec spec = Valid(text);
   change(spec);
   ResolveSpec("j1", &spec);
-  return ValidateSpec(spec);
+  return spec;
 }
 
+std::vector<FieldViolation> Violations(const Change& change, const char* text = kValidJob) {
+  return ValidateSpec(Changed(change, text));
+}
+
+// By one violation, which is also what the status that a caller gets says.
 void ExpectRefused(const Change& change, const std::string& field, const std::string& description,
                    const char* text = kValidJob) {
   EXPECT_THAT(Violations(change, text),
               ElementsAre(AllOf(Field(&FieldViolation::field, field),
                                 Field(&FieldViolation::description, HasSubstr(description)))))
       << field;
+  const absl::Status status = CheckSpec(Changed(change, text));
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << field;
+  EXPECT_EQ(ReasonOf(status), "INVALID_SPEC") << field;
+  EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(field), HasSubstr(description)));
 }
 
 TEST(ValidateSpecTest, AcceptsSmallJobs) {
@@ -67,7 +76,7 @@ TEST(ValidateSpecTest, OneSamplePerPromptLeavesNothingToCompare) {
           s.mutable_algorithm()->set_preset(preset);
           s.mutable_batch()->set_samples(1);
         },
-        "batch.samples", "give 2 or more");
+        "batch.samples", "compares the samples of a prompt with each other; give 2 or more");
   }
 }
 

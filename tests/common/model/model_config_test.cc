@@ -6,7 +6,9 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <tuple>
 
+#include "common/base/error_reason.h"
 #include "nlohmann/json.hpp"
 
 namespace halfstep {
@@ -27,12 +29,21 @@ absl::StatusOr<ModelConfig> Parse(const Json& json) {
   return ParseModelConfig(json.dump(), "folder/config.json");
 }
 
-void ExpectRefused(const Json& json, absl::StatusCode code, const std::string& names) {
+void ExpectRefused(const Json& json, absl::StatusCode code, const std::string& reason,
+                   const std::string& message) {
   const auto config = Parse(json);
   ASSERT_FALSE(config.ok()) << json.dump();
   EXPECT_EQ(config.status().code(), code) << config.status();
-  EXPECT_THAT(std::string(config.status().message()), HasSubstr("folder/config.json"));
-  EXPECT_THAT(std::string(config.status().message()), HasSubstr(names));
+  EXPECT_EQ(ReasonOf(config.status()), reason) << config.status();
+  EXPECT_THAT(std::string(config.status().message()), HasSubstr("folder/config.json: " + message));
+}
+
+void ExpectInvalid(const Json& json, const std::string& message) {
+  ExpectRefused(json, absl::StatusCode::kInvalidArgument, "INVALID_MODEL_CONFIG", message);
+}
+
+void ExpectUnsupported(const Json& json, const std::string& message) {
+  ExpectRefused(json, absl::StatusCode::kUnimplemented, "UNSUPPORTED_MODEL_CONFIG", message);
 }
 
 TEST(ModelConfigTest, ReadsSizes) {
@@ -97,35 +108,50 @@ TEST(ModelConfigTest, ReadsBothSpellingsOfRope) {
 TEST(ModelConfigTest, RefusesConfigWithoutRope) {
   Json json = BaseConfig("llama");
   json.erase("rope_theta");
-  ExpectRefused(json, absl::StatusCode::kInvalidArgument, "rope_theta");
+  ExpectInvalid(json, "rope_theta is missing");
 }
 
 TEST(ModelConfigTest, RefusesContradictoryRope) {
   Json json = BaseConfig("llama");
   json["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 1e6}};
-  ExpectRefused(json, absl::StatusCode::kInvalidArgument, "rope_parameters.rope_theta");
+  ExpectInvalid(json, "rope_parameters.rope_theta = 1e+06 contradicts");
+}
+
+TEST(ModelConfigTest, NamesAnArchitectureThatIsNotSupported) {
+  const auto expect = [](const char* field, const Json& value, const std::string& message) {
+    Json json = BaseConfig("qwen2");
+    json[field] = value;
+    ExpectRefused(json, absl::StatusCode::kUnimplemented, "UNSUPPORTED_ARCHITECTURE", message);
+  };
+  expect("model_type", "mixtral",
+         "model_type = \"mixtral\" is not supported; supported are llama, qwen2 and qwen3 (dense)");
+  expect("architectures", Json::array({"Qwen2ForSequenceClassification"}),
+         "architectures names \"Qwen2ForSequenceClassification\"; supported for qwen2 is "
+         "Qwen2ForCausalLM");
 }
 
 TEST(ModelConfigTest, NamesWhatChangesTheMathematics) {
-  const std::pair<const char*, Json> cases[] = {
-      {"model_type", "mixtral"},
-      {"hidden_act", "gelu"},
-      {"use_sliding_window", true},
-      {"layer_types", Json::array({"full_attention", "sliding_attention", "full_attention"})},
-      {"attention_dropout", 0.1},
-      {"partial_rotary_factor", 0.5},
-      {"quantization_config", {{"bits", 4}}},
-      {"final_logit_softcapping", 30.0},
-      {"architectures", Json::array({"Qwen2ForSequenceClassification"})},
-      {"rope_scaling", {{"type", "yarn"}, {"factor", 4.0}}}};
-  for (const auto& [field, value] : cases) {
+  const std::tuple<const char*, Json, const char*> cases[] = {
+      {"hidden_act", "gelu", "hidden_act = \"gelu\" is not supported: the MLP is SwiGLU"},
+      {"use_sliding_window", true, "use_sliding_window = true is not supported"},
+      {"layer_types", Json::array({"full_attention", "sliding_attention", "full_attention"}),
+       "layer_types may only hold \"full_attention\""},
+      {"attention_dropout", 0.1, "attention_dropout = 0.1 is not supported"},
+      {"partial_rotary_factor", 0.5, "partial_rotary_factor = 0.5 is not supported"},
+      {"quantization_config", {{"bits", 4}}, "quantization_config = {\"bits\":4} is not supported"},
+      {"final_logit_softcapping", 30.0,
+       "final_logit_softcapping is not known, so it may change the mathematics; remove it"},
+      {"rope_scaling",
+       {{"type", "yarn"}, {"factor", 4.0}},
+       "rope_scaling.rope_type = \"yarn\" is not supported; supported are"}};
+  for (const auto& [field, value, message] : cases) {
     Json json = BaseConfig("qwen2");
     json[field] = value;
-    ExpectRefused(json, absl::StatusCode::kUnimplemented, field);
+    ExpectUnsupported(json, message);
   }
   Json mistral_like = BaseConfig("llama");
   mistral_like["sliding_window"] = 4096;
-  ExpectRefused(mistral_like, absl::StatusCode::kUnimplemented, "sliding_window");
+  ExpectUnsupported(mistral_like, "sliding_window = 4096 is not supported: attention is over");
 }
 
 TEST(ModelConfigTest, AcceptsWhatLeavesTheMathematicsAlone) {
@@ -160,7 +186,7 @@ TEST(ModelConfigTest, RefusesSizesThatDoNotFitTogether) {
     json[field] = value;
     const char* blamed =
         std::string(field) == "num_key_value_heads" ? "num_attention_heads" : field;
-    ExpectRefused(json, absl::StatusCode::kInvalidArgument, blamed);
+    ExpectInvalid(json, blamed);
   }
 }
 
@@ -168,6 +194,8 @@ TEST(ModelConfigTest, RefusesTextThatIsNotAnObject) {
   for (const char* text : {"", "{", "[1]", "nonsense", "{\"vocab_size\": }"}) {
     const auto config = ParseModelConfig(text, "c.json");
     EXPECT_EQ(config.status().code(), absl::StatusCode::kInvalidArgument) << text;
+    EXPECT_EQ(ReasonOf(config.status()), "INVALID_MODEL_CONFIG") << text;
+    EXPECT_THAT(std::string(config.status().message()), HasSubstr("c.json: ")) << text;
   }
 }
 

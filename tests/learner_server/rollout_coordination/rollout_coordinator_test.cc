@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The sequence of messages: who is let in, what each is told and when, what is believed.
+#include <functional>
 #include <limits>
 
 #include "common/base/error_reason.h"
+#include "common/weight_sync/weight_proto.h"
 #include "tests/learner_server/rollout_coordination/coordinator_fixture.h"
 
 namespace halfstep {
@@ -11,6 +13,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 using Message = v1::LearnerMessage;
 
 class RolloutCoordinatorTest : public CoordinatorFixture {
@@ -24,6 +27,27 @@ class RolloutCoordinatorTest : public CoordinatorFixture {
   }
   std::string CloseReason(const FakeRollout& rollout) {
     return rollout.outbox->closed ? ReasonOf(*rollout.outbox->closed) : "open";
+  }
+  void ExpectClosed(const FakeRollout& rollout, absl::StatusCode code, const std::string& reason,
+                    const std::string& message) {
+    ASSERT_TRUE(rollout.outbox->closed.has_value());
+    EXPECT_EQ(rollout.outbox->closed->code(), code);
+    EXPECT_EQ(CloseReason(rollout), reason);
+    EXPECT_THAT(std::string(rollout.outbox->closed->message()), HasSubstr(message));
+  }
+  // What is logged while `act` runs.
+  static std::string LogOf(const std::function<void()>& act) {
+    ::testing::internal::CaptureStderr();
+    act();
+    return ::testing::internal::GetCapturedStderr();
+  }
+  static v1::RolloutMessage Failure(v1::RolloutFailure::Subject subject,
+                                    const std::string& reason) {
+    v1::RolloutMessage message;
+    message.mutable_failure()->set_job_epoch(1);
+    message.mutable_failure()->set_subject(subject);
+    message.mutable_failure()->set_reason(reason);
+    return message;
   }
   // One rollout that serves version 0 and holds groups 0 and 1.
   FakeRollout& Busy() {
@@ -73,8 +97,9 @@ TEST_F(RolloutCoordinatorTest, RefusesAnotherFingerprintInBitwiseOnly) {
   BeginJob(Profile::kBitwise);
   FakeRollout stranger(coordinator.get(), {"s", "1", "other bits", 4});
   stranger.Attach();
-  EXPECT_EQ(CloseReason(stranger), "NUMERICS_FINGERPRINT_MISMATCH");
-  EXPECT_THAT(std::string(stranger.outbox->closed->message()), HasSubstr("'s'"));
+  ExpectClosed(stranger, absl::StatusCode::kFailedPrecondition, "NUMERICS_FINGERPRINT_MISMATCH",
+               "rollout 's' computes other bits (fingerprint other bits) than the learner (bits): "
+               "run both on the same build");
   clock.Advance(absl::Seconds(3));
   EXPECT_THAT(coordinator->Status().waiting_for,
               HasSubstr("no rollout server is attached; rollout 's' was sent away 3s ago: "
@@ -92,14 +117,19 @@ TEST_F(RolloutCoordinatorTest, ANewerIncarnationReplacesTheOlder) {
   FakeRollout& old = Busy();
   FakeRollout young(coordinator.get(), {"a", "2", "bits", 4});
   young.Attach();
-  EXPECT_EQ(CloseReason(old), "REPLACED");
-  // What the old one still sends is dropped and counted.
-  old.SendSample(Train(0), 0);
+  ExpectClosed(old, absl::StatusCode::kAborted, "REPLACED",
+               "incarnation 2 of rollout 'a' took its place");
+  // What the old one still sends is dropped, counted and logged.
+  const std::string log = LogOf([&] { old.SendSample(Train(0), 0); });
   EXPECT_EQ(Dropped("stale_incarnation"), 1);
+  EXPECT_THAT(log, HasSubstr("rollout=a reason=stale_incarnation purpose=train group=0 "
+                             "detail=\"the learner has ended its stream\""));
   EXPECT_THAT(sink.samples, IsEmpty());
   // And it does not come back.
   old.Attach();
-  EXPECT_EQ(CloseReason(old), "STALE_INCARNATION");
+  ExpectClosed(old, absl::StatusCode::kFailedPrecondition, "STALE_INCARNATION",
+               "another server attached as rollout 'a' after this one: give every server an id of "
+               "its own (--id)");
   young.Obey();
   young.FinishAll();
   ExpectAllOnce(2);
@@ -227,8 +257,9 @@ TEST_F(RolloutCoordinatorTest, AWrongDigestIsPreparedAgainThenRefused) {
     ready.mutable_weights_ready()->mutable_weights()->set_manifest_digest("bad");
     rollout.Put(ready);
   }
-  EXPECT_EQ(CloseReason(rollout), "ROLLOUT_CANNOT_LOAD");
-  EXPECT_THAT(std::string(rollout.outbox->closed->message()), HasSubstr("WEIGHTS_DIGEST_MISMATCH"));
+  ExpectClosed(rollout, absl::StatusCode::kFailedPrecondition, "ROLLOUT_CANNOT_LOAD",
+               "failed 3 times; last: WEIGHTS_DIGEST_MISMATCH: staged version 0 with digest bad "
+               "instead of version 0");
 }
 
 TEST_F(RolloutCoordinatorTest, ServingOtherWeightsTakesItsGroupsAway) {
@@ -248,15 +279,55 @@ TEST_F(RolloutCoordinatorTest, ServingOtherWeightsTakesItsGroupsAway) {
 TEST_F(RolloutCoordinatorTest, AFailureToLoadIsTriedAgain) {
   FakeRollout& rollout = Add("a");
   BeginJob();
-  v1::RolloutMessage failure;
-  failure.mutable_failure()->set_job_epoch(1);
-  failure.mutable_failure()->set_reason("OUT_OF_MEMORY");
+  const v1::RolloutMessage failure = Failure(v1::RolloutFailure::SUBJECT_LOAD_JOB, "OUT_OF_MEMORY");
   rollout.Put(failure);
   EXPECT_THAT(Cases(rollout), ElementsAre(Message::kWelcome, Message::kLoadJob, Message::kLoadJob));
   rollout.Put(failure);
   rollout.Put(failure);
-  EXPECT_EQ(CloseReason(rollout), "ROLLOUT_CANNOT_LOAD");
-  EXPECT_THAT(std::string(rollout.outbox->closed->message()), HasSubstr("OUT_OF_MEMORY"));
+  ExpectClosed(rollout, absl::StatusCode::kFailedPrecondition, "ROLLOUT_CANNOT_LOAD",
+               "failed 3 times; last: OUT_OF_MEMORY");
+}
+
+TEST_F(RolloutCoordinatorTest, AFailedGroupIsNoFailureOfTheWeightsThatAreFetchedMeanwhile) {
+  FakeRollout& rollout = Busy();
+  Publish(1);
+  ASSERT_EQ(Cases(rollout).back(), Message::kPrepareWeights);
+  v1::RolloutMessage failure = Failure(v1::RolloutFailure::SUBJECT_GROUP, "NON_FINITE_LOGITS");
+  failure.mutable_failure()->set_purpose(v1::PURPOSE_TRAIN);
+  const std::string log = LogOf([&] {
+    for (int i = 0; i < 10; ++i) rollout.Put(failure);
+  });
+  EXPECT_THAT(log, HasSubstr("reason=NON_FINITE_LOGITS"));
+  EXPECT_EQ(CloseReason(rollout), "open");
+  EXPECT_EQ(Cases(rollout).back(), Message::kPrepareWeights);
+  EXPECT_THAT(coordinator->Status().waiting_for, Not(HasSubstr("failed with")));
+  // The group itself comes back by its cancelled samples and is made again.
+  Sample given_up;
+  given_up.finish_reason = FinishReason::kCancelled;
+  Sample second = given_up;
+  second.index = 1;
+  rollout.SendSamples({{Train(0), given_up}, {Train(0), second}});
+  EXPECT_EQ(coordinator->Status().groups_reassigned, 1);
+  Settle();
+  rollout.FinishAll();
+  Settle();
+  ExpectAllOnce(2);
+  EXPECT_EQ(rollout.version, 1u);
+}
+
+TEST_F(RolloutCoordinatorTest, AFailureOfWeightsCountsOnlyWhileTheyAreWanted) {
+  FakeRollout& rollout = Busy();
+  Publish(1);
+  v1::RolloutMessage failure =
+      Failure(v1::RolloutFailure::SUBJECT_WEIGHTS, "WEIGHTS_DIGEST_MISMATCH");
+  ToProto(TinyWeights(0)->manifest().identity(), failure.mutable_failure()->mutable_weights());
+  for (int i = 0; i < 10; ++i) rollout.Put(failure);
+  EXPECT_EQ(CloseReason(rollout), "open");
+  EXPECT_THAT(coordinator->Status().waiting_for, Not(HasSubstr("failed with")));
+  ToProto(TinyWeights(1)->manifest().identity(), failure.mutable_failure()->mutable_weights());
+  for (int i = 0; i < 3; ++i) rollout.Put(failure);
+  ExpectClosed(rollout, absl::StatusCode::kFailedPrecondition, "ROLLOUT_CANNOT_LOAD",
+               "failed 3 times; last: WEIGHTS_DIGEST_MISMATCH");
 }
 
 TEST_F(RolloutCoordinatorTest, AnEndlessLoadIsGivenUp) {
@@ -330,26 +401,39 @@ TEST_F(RolloutCoordinatorTest, RepeatedAndLostCreditDoesNoHarm) {
 TEST_F(RolloutCoordinatorTest, DropsAndCountsWhatItCannotBelieve) {
   FakeRollout& rollout = Busy();
   const GroupAssignment group = rollout.groups.at(Train(0));
-  const auto send = [&](const GroupKey& key, const std::function<void(Sample&)>& spoil) {
+  // Sends one sample, which is to be dropped, counted by `reason` and logged with `detail`.
+  const auto send = [&](const GroupKey& key, const std::function<void(Sample&)>& spoil,
+                        const std::string& reason, const std::string& detail) {
     Sample sample = FakeRollout::GoodSample(group, 0);
     spoil(sample);
-    rollout.SendSamples({{key, sample}});
+    const std::string log = LogOf([&] { rollout.SendSamples({{key, sample}}); });
+    EXPECT_EQ(Dropped(reason), 1) << reason;
+    EXPECT_THAT(log, HasSubstr(absl::StrCat("rollout=a reason=", reason, " purpose=train group=",
+                                            key.ordinal, " detail=\"", detail, "\"")));
   };
-  send(Train(77), [](Sample&) {});
-  EXPECT_EQ(Dropped("unknown_group"), 1);
-  send(Train(0), [](Sample& s) { s.index = 2; });
-  EXPECT_EQ(Dropped("index_out_of_range"), 1);
-  send(Train(0), [](Sample& s) { s.tokens[1] = 8; });
-  EXPECT_EQ(Dropped("token_out_of_range"), 1);
-  send(Train(0), [](Sample& s) { s.log_probs[1] = std::numeric_limits<float>::quiet_NaN(); });
-  EXPECT_EQ(Dropped("bad_log_prob"), 1);
-  send(Train(0), [](Sample& s) { s.versions = {{1, 3}}; });
-  EXPECT_EQ(Dropped("wrong_version"), 1);
-  send(Train(0), [](Sample& s) { s.log_probs.pop_back(); });
-  EXPECT_EQ(Dropped("malformed"), 1);
+  send(
+      Train(77), [](Sample&) {}, "unknown_group", "this job never gave it out");
+  send(
+      Train(0), [](Sample& s) { s.index = 2; }, "index_out_of_range",
+      "sample 2: index 2 of 2 samples");
+  send(
+      Train(0), [](Sample& s) { s.tokens[1] = 8; }, "token_out_of_range",
+      "sample 0: token id 8, the vocabulary has 8");
+  send(
+      Train(0), [](Sample& s) { s.log_probs[1] = std::numeric_limits<float>::quiet_NaN(); },
+      "bad_log_prob", "sample 0: log-prob nan");
+  send(
+      Train(0),
+      [](Sample& s) {
+        s.versions = {{1, 3}};
+      },
+      "wrong_version", "sample 0: generated by version 1, assigned was 0");
+  send(
+      Train(0), [](Sample& s) { s.log_probs.pop_back(); }, "malformed",
+      "sample 0: 3 tokens with 2 log-probs");
   rollout.epoch = 9;
-  send(Train(0), [](Sample&) {});
-  EXPECT_EQ(Dropped("stale_job"), 1);
+  send(
+      Train(0), [](Sample&) {}, "stale_job", "message 7 of job epoch 9");
   rollout.epoch = 1;
   EXPECT_THAT(sink.samples, IsEmpty());
   EXPECT_EQ(metrics.samples.Value(), 7);
