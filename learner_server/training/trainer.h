@@ -61,6 +61,8 @@ class Trainer {
   absl::Status PublishCurrent();
   absl::Status EvaluateNow(std::optional<EvaluationResult>* result);
   bool EvaluationIsDue() const;
+  // Notes that the batch of `step`, and what may run ahead of it, is being given to rollouts.
+  void NoteAssigned(int64_t step);
   void AddToProgress(const TrainBatch& batch, const StepRecord& record);
   void Report(const StepRecord& record);
   void AppendMetrics(const std::string& line);
@@ -78,7 +80,10 @@ class Trainer {
   std::string checkpoint_;
   bool metrics_failed_ = false;  // said once
   BufferCounters exported_counters_;
-  int64_t groups_reassigned_before_ = 0;  // by earlier attempts of this run
+  RunFolder::Assigned assigned_;  // by this attempt and earlier ones of this run
+  int64_t assigned_here_ = 0;     // the last step that this attempt gave to rollouts
+  // Not by the pool of this attempt: by earlier ones, and what they had assigned and lost.
+  int64_t groups_reassigned_before_ = 0;
 };
 
 }  // namespace halfstep
