@@ -16,6 +16,7 @@
 #include "absl/time/clock.h"
 #include "common/base/error_reason.h"
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 
 namespace halfstep {
@@ -156,10 +157,10 @@ absl::StatusOr<std::map<std::string, std::string>> LocalCluster::WaitForPorts(Me
     // It is written at once and whole.
     const auto text = ReadFile(member.port_file, kMaxPortFileBytes);
     if (text.ok()) {
-      const auto ports = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
+      const absl::StatusOr<nlohmann::json> ports = ParseJson(*text);
       std::map<std::string, std::string> result;
-      if (ports.is_object()) {
-        for (const auto& [name, value] : ports.items()) {
+      if (ports.ok() && ports->is_object()) {
+        for (const auto& [name, value] : ports->items()) {
           if (value.is_string()) result[name] = value.get<std::string>();
         }
       }

@@ -27,11 +27,12 @@ constexpr size_t RoundUp(size_t value, size_t multiple) {
 bool IsMapped(size_t bytes) { return bytes >= kHugePage; }
 
 // Maps one huge page more than needed and returns both ends, so that the start is aligned to a huge
-// page.
+// page. The mapping is reserved: what the kernel will not promise fails here, not when it is
+// touched.
 void* MapZeroed(size_t bytes) {
   const size_t wanted = RoundUp(bytes, kHugePage);
   void* mapped = ::mmap(nullptr, wanted + kHugePage, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) throw std::bad_alloc();
   char* const start = static_cast<char*>(mapped);
   const size_t head =

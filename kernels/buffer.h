@@ -12,8 +12,9 @@
 namespace halfstep {
 
 // Zero-filled at construction, 64-byte aligned, backed by huge pages where the system offers them.
-// Movable, not copyable. Construction throws std::bad_alloc when memory runs out; callers that
-// allocate by a computed size convert that into RESOURCE_EXHAUSTED at start-up.
+// Movable, not copyable. Construction throws std::bad_alloc when the system refuses the memory;
+// callers that allocate by a computed size convert that into RESOURCE_EXHAUSTED at start-up. By its
+// defaults the system refuses only what it could never have, so they look at what is free first.
 class Buffer {
  public:
   Buffer() = default;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <filesystem>
 #include <set>
 #include <system_error>
@@ -16,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "nlohmann/json.hpp"
 
@@ -25,6 +27,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr char kTemporaryMark[] = ".tmp.";
+constexpr char kReplacedMark[] = ".replaced";
 constexpr size_t kMaxManifestBytes = size_t{16} << 20;
 constexpr int kFormatVersion = 1;
 
@@ -49,6 +52,32 @@ absl::Status SyncTree(const std::string& root) {
 absl::Status Rename(const std::string& from, const std::string& to) {
   if (rename(from.c_str(), to.c_str()) != 0) return FileError(errno, "rename to", to);
   return absl::OkStatus();
+}
+
+// Gives each of two directories the other's name, in one step; false where the file system cannot.
+bool Exchange(const std::string& a, const std::string& b) {
+  return renameat2(AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), RENAME_EXCHANGE) == 0;
+}
+
+// Where the file system cannot exchange: the old directory steps aside, and comes back if the
+// second rename fails, or by RemoveLeftovers if this process dies between the two.
+absl::Status ReplaceInTwoSteps(const std::string& temporary, const std::string& final_path,
+                               const std::string& aside) {
+  HALFSTEP_RETURN_IF_ERROR(Rename(final_path, aside));
+  absl::Status renamed = Rename(temporary, final_path);
+  if (!renamed.ok()) renamed.Update(Rename(aside, final_path));
+  return renamed;
+}
+
+// What a process that died left under the temporary name `path`.
+absl::Status RemoveLeftover(const std::string& path) {
+  std::error_code error;
+  const std::string final_path = path.substr(0, path.rfind(kTemporaryMark));
+  if (absl::EndsWith(path, kReplacedMark) && !fs::exists(final_path, error)) {
+    return Rename(path, final_path);
+  }
+  fs::remove_all(path, error);
+  return error ? FileError(error.value(), "remove", path) : absl::OkStatus();
 }
 
 absl::Status Corrupt(const std::string& path, const std::string& what) {
@@ -140,19 +169,20 @@ absl::Status AtomicDirectoryWriter::Commit() {
   HALFSTEP_RETURN_IF_ERROR(file.Finish());
   HALFSTEP_RETURN_IF_ERROR(SyncTree(temporary_));
 
-  // A directory cannot be renamed over one that holds files: the old one steps aside under a name
-  // that counts as stale, and comes back if the rename fails.
-  const std::string aside = absl::StrCat(temporary_, ".replaced");
+  // A directory cannot be renamed over one that holds files, and at no moment may there be none.
   std::error_code error;
-  const bool replaces = fs::exists(final_path_, error);
-  if (replaces) HALFSTEP_RETURN_IF_ERROR(Rename(final_path_, aside));
-  if (absl::Status renamed = Rename(temporary_, final_path_); !renamed.ok()) {
-    if (replaces) renamed.Update(Rename(aside, final_path_));
-    return renamed;
+  std::string old;  // where the replaced directory is; empty: there was none
+  if (!fs::exists(final_path_, error)) {
+    HALFSTEP_RETURN_IF_ERROR(Rename(temporary_, final_path_));
+  } else if (Exchange(temporary_, final_path_)) {
+    old = temporary_;
+  } else {
+    old = absl::StrCat(temporary_, kReplacedMark);
+    HALFSTEP_RETURN_IF_ERROR(ReplaceInTwoSteps(temporary_, final_path_, old));
   }
   temporary_.clear();
   HALFSTEP_RETURN_IF_ERROR(SyncPath(parent_));
-  if (replaces) fs::remove_all(aside, error);
+  if (!old.empty()) fs::remove_all(old, error);
   return absl::OkStatus();
 }
 
@@ -165,12 +195,14 @@ absl::Status VerifyDirectory(const std::string& path) {
   const auto text = ReadFile(manifest_path, kMaxManifestBytes);
   if (absl::IsNotFound(text.status())) return Corrupt(manifest_path, "is missing");
   if (!text.ok()) return text.status();
-  const auto json = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
-  const bool well_formed = json.is_object() && json.contains("format") &&
-                           json["format"] == kFormatVersion && json.contains("files") &&
-                           json["files"].is_array();
+  const absl::StatusOr<nlohmann::json> json = ParseJson(*text);
+  if (!json.ok()) return Corrupt(manifest_path, std::string(json.status().message()));
+  const auto format = json->find("format");
+  const auto files = json->find("files");
+  const bool well_formed = json->is_object() && format != json->end() &&
+                           *format == kFormatVersion && files != json->end() && files->is_array();
   if (!well_formed) return Corrupt(manifest_path, "is malformed");
-  for (const auto& file : json["files"]) {
+  for (const auto& file : *files) {
     const auto name = file.find("name");
     const auto bytes = file.find("bytes");
     const auto digest = file.find("xxh3_128");
@@ -185,6 +217,22 @@ absl::Status VerifyDirectory(const std::string& path) {
     HALFSTEP_RETURN_IF_ERROR(VerifyFile(absl::StrCat(path, "/", name->get<std::string>()),
                                         bytes->get<uint64_t>(), *expected));
   }
+  return absl::OkStatus();
+}
+
+absl::Status RemoveLeftovers(const std::string& parent, const std::string& name) {
+  std::vector<std::string> leftovers;
+  std::error_code error;
+  fs::directory_iterator it(parent, error);
+  for (; !error && it != fs::directory_iterator(); it.increment(error)) {
+    const std::string found = it->path().filename().string();
+    if (IsTemporaryName(found) &&
+        (name.empty() || absl::StartsWith(found, absl::StrCat(name, kTemporaryMark)))) {
+      leftovers.push_back(it->path().string());
+    }
+  }
+  if (error) return FileError(error.value(), "list", parent);
+  for (const std::string& path : leftovers) HALFSTEP_RETURN_IF_ERROR(RemoveLeftover(path));
   return absl::OkStatus();
 }
 

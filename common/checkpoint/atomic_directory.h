@@ -37,7 +37,9 @@ class AtomicDirectoryWriter {
                        const std::function<absl::Status(FileWriter*)>& write);
 
   // Writes the manifest, makes everything last, and gives the directory its name, replacing one
-  // that has it. After an error the writer can only be destroyed.
+  // that has it: a reader, and whoever comes after a crash, finds the old or the new one. (Where
+  // the file system cannot exchange two names, only after RemoveLeftovers.) After an error the
+  // writer can only be destroyed.
   absl::Status Commit();
 
   // Where the directory is, or will be after Commit.
@@ -63,6 +65,11 @@ class AtomicDirectoryWriter {
 // Checks every file that the manifest lists by size and digest. NOT_FOUND when there is no such
 // directory; DATA_LOSS, naming the file, for anything that does not match.
 absl::Status VerifyDirectory(const std::string& path);
+
+// Cleans up in `parent` after writers that died: removes what they had not committed, and brings
+// back a directory that was being replaced and has no successor. With a `name`, only what belongs
+// to the directory of that name. Nobody may be writing there.
+absl::Status RemoveLeftovers(const std::string& parent, const std::string& name = "");
 
 // Whether `name` is that of a directory somebody was still writing.
 bool IsTemporaryName(const std::string& name);

@@ -63,12 +63,7 @@ absl::StatusOr<CheckpointStore> CheckpointStore::Open(const std::string& root,
   std::error_code error;
   fs::create_directories(root, error);
   if (error) return FileError(error.value(), "create", root);
-  HALFSTEP_ASSIGN_OR_RETURN(const std::vector<std::string> names, DirectoryNames(root));
-  for (const std::string& name : names) {
-    if (!IsTemporaryName(name)) continue;
-    fs::remove_all(absl::StrCat(root, "/", name), error);
-    if (error) return FileError(error.value(), "remove", absl::StrCat(root, "/", name));
-  }
+  HALFSTEP_RETURN_IF_ERROR(RemoveLeftovers(root));
   return CheckpointStore(root, incarnation);
 }
 

@@ -26,7 +26,7 @@ class CheckpointStore {
     std::vector<Rejected> rejected;  // newer ones that did not verify
   };
 
-  // Makes `root` if there is none and removes what earlier incarnations left half-written.
+  // Makes `root` if there is none and cleans up after earlier incarnations.
   static absl::StatusOr<CheckpointStore> Open(const std::string& root,
                                               const std::string& incarnation);
 

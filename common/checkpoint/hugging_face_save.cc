@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/error_reason.h"
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "common/checkpoint/hugging_face.h"
 #include "common/checkpoint/safetensors_writer.h"
@@ -42,7 +43,9 @@ const char* TorchName(DType dtype) {
 // config.json with its dtype field, in whichever spelling it has, naming `dtype`.
 absl::StatusOr<std::string> ConfigWithDType(const std::string& path, DType dtype) {
   HALFSTEP_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxCopiedBytes));
-  auto json = nlohmann::ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
+  absl::StatusOr<nlohmann::ordered_json> parsed = ParseOrderedJson(text);
+  if (!parsed.ok()) return WithContext(parsed.status(), absl::StrCat("'", path, "'"));
+  nlohmann::ordered_json& json = *parsed;
   if (!json.is_object()) {
     return Error(absl::StatusCode::kInvalidArgument, "INVALID_MODEL_CONFIG",
                  absl::StrCat("'", path, "' is not a JSON object"));

@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/error_reason.h"
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "nlohmann/json.hpp"
 
@@ -142,10 +143,11 @@ absl::Status SafetensorsFolder::AddShards(const std::string& directory, const st
   };
   HALFSTEP_RETURN_IF_ERROR(CheckUnder(root, index_path));
   HALFSTEP_ASSIGN_OR_RETURN(const std::string text, ReadFile(index_path, kMaxIndexBytes));
-  const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded() || !json.is_object()) return malformed("is not a JSON object");
-  const auto map = json.find("weight_map");
-  if (map == json.end() || !map->is_object()) return malformed("has no weight_map");
+  const absl::StatusOr<nlohmann::json> json = ParseJson(text);
+  if (!json.ok()) return malformed(std::string(json.status().message()));
+  if (!json->is_object()) return malformed("is not a JSON object");
+  const auto map = json->find("weight_map");
+  if (map == json->end() || !map->is_object()) return malformed("has no weight_map");
 
   std::map<std::string, std::set<std::string>> by_file;
   for (const auto& [tensor, file] : map->items()) {

@@ -2,12 +2,12 @@
 // The safetensors header: a JSON object of name -> {dtype, shape, data_offsets}, from files that
 // nobody vouches for.
 #include <algorithm>
-#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/error_reason.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "common/checkpoint/safetensors.h"
 #include "nlohmann/json.hpp"
@@ -25,25 +25,10 @@ absl::Status Malformed(const std::string& source, const std::string& what) {
                absl::StrCat("'", source, "': ", what));
 }
 
-// JSON whose objects repeat no key and that nests no deeper than a header does.
 absl::StatusOr<Json> ParseStrict(const std::string& text, const std::string& source) {
-  std::vector<std::set<std::string>> keys;
-  std::string problem;
-  const auto watch = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (event == Json::parse_event_t::object_start) keys.emplace_back();
-    if (event == Json::parse_event_t::object_end && !keys.empty()) keys.pop_back();
-    if (event == Json::parse_event_t::key && problem.empty() && !keys.empty() &&
-        !keys.back().insert(parsed.get<std::string>()).second) {
-      problem = absl::StrCat("the header holds ", parsed.dump(), " twice");
-    }
-    if (depth <= kMaxDepth) return true;
-    if (problem.empty()) problem = "the header is nested too deeply";
-    return false;  // what nests deeper is not kept
-  };
-  Json json = Json::parse(text, watch, /*allow_exceptions=*/false);
-  if (!problem.empty()) return Malformed(source, problem);
-  if (json.is_discarded()) return Malformed(source, "the header is not valid JSON");
-  if (!json.is_object()) return Malformed(source, "the header is not a JSON object");
+  absl::StatusOr<Json> json = ParseJson(text, {.max_depth = kMaxDepth, .unique_keys = true});
+  if (!json.ok()) return Malformed(source, absl::StrCat("the header ", json.status().message()));
+  if (!json->is_object()) return Malformed(source, "the header is not a JSON object");
   return json;
 }
 

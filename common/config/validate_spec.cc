@@ -36,6 +36,17 @@ bool IsPowerOfTwo(double value) {
 // A power of two that an FP32 scale can be.
 bool IsScale(double value) { return IsPowerOfTwo(value) && value >= 0x1p-126 && value <= 0x1p127; }
 
+// Training computes with the nearest float, which may be 0, 1 or infinite where the number of the
+// specification is not.
+bool IsPositive(double value) {
+  const auto used = static_cast<float>(value);
+  return used > 0 && std::isfinite(used);
+}
+
+bool IsZeroOrPositive(double value) { return value == 0 || IsPositive(value); }
+
+bool IsAdamBeta(double value) { return value >= 0 && static_cast<float>(value) < 1; }
+
 class Validator {
  public:
   explicit Validator(const v1::TrainingJobSpec& spec)
@@ -197,7 +208,7 @@ void Validator::CheckAlgorithm() {
 
 void Validator::CheckSampling() {
   const v1::SamplingSpec& sampling = spec_.sampling();
-  if (!(sampling.temperature() > 0 && std::isfinite(sampling.temperature()))) {
+  if (!IsPositive(sampling.temperature())) {
     Add("sampling.temperature",
         absl::StrCat("is ", sampling.temperature(),
                      "; it must be above 0: greedy responses cannot teach a policy"));
@@ -246,9 +257,7 @@ void Validator::CheckBatch() {
 void Validator::CheckOptimizer() {
   const v1::OptimizerSpec& optimizer = spec_.optimizer();
   Require("optimizer.learning_rate", optimizer.has_learning_rate());
-  const auto positive = [](double value) { return value > 0 && std::isfinite(value); };
-  const auto not_negative = [](double value) { return value >= 0 && std::isfinite(value); };
-  if (optimizer.has_learning_rate() && !positive(optimizer.learning_rate())) {
+  if (optimizer.has_learning_rate() && !IsPositive(optimizer.learning_rate())) {
     Add("optimizer.learning_rate",
         absl::StrCat("is ", optimizer.learning_rate(), "; it must be above 0"));
   }
@@ -256,11 +265,11 @@ void Validator::CheckOptimizer() {
   if (spec_.steps() >= 1 && spec_.steps() <= kMaxSteps && updates >= 1 && updates <= kMaxPrompts) {
     Range("optimizer.warmup_steps", optimizer.warmup_steps(), 0, spec_.steps() * updates);
   }
-  if (!not_negative(optimizer.weight_decay())) {
+  if (!IsZeroOrPositive(optimizer.weight_decay())) {
     Add("optimizer.weight_decay",
         absl::StrCat("is ", optimizer.weight_decay(), "; it must be 0 or more"));
   }
-  if (!not_negative(optimizer.clip_norm())) {
+  if (!IsZeroOrPositive(optimizer.clip_norm())) {
     Add("optimizer.clip_norm",
         absl::StrCat("is ", optimizer.clip_norm(), "; it must be above 0, or 0 for no clipping"));
   }
@@ -269,13 +278,11 @@ void Validator::CheckOptimizer() {
 
 void Validator::CheckAdam() {
   const auto& adam = spec_.optimizer().adam();
-  const auto beta = [](double value) { return value >= 0 && value < 1; };
-  if (adam.size() == 3 && beta(adam[0]) && beta(adam[1]) && adam[2] > 0 && std::isfinite(adam[2])) {
-    return;
-  }
+  if (adam.size() == 3 && IsAdamBeta(adam[0]) && IsAdamBeta(adam[1]) && IsPositive(adam[2])) return;
   Add("optimizer.adam",
       absl::StrCat("is [", absl::StrJoin(adam, ", "),
-                   "]; it is [beta1, beta2, epsilon], betas within [0, 1) and epsilon above 0"));
+                   "]; it is [beta1, beta2, epsilon], betas within [0, 1) and epsilon above 0, "
+                   "all rounded to FP32"));
 }
 
 void Validator::CheckLossScale() {

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/error_reason.h"
+#include "common/base/json.h"
 #include "nlohmann/json.hpp"
 
 namespace halfstep {
@@ -386,11 +387,9 @@ void RefuseOtherMathematics(Architecture architecture, FieldReader* in) {
 }
 
 absl::StatusOr<Json> ParseObject(const std::string& text, const std::string& source) {
-  Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded()) {
-    return Malformed(source, "is not valid JSON");
-  }
-  if (!json.is_object()) {
+  absl::StatusOr<Json> json = ParseJson(text);
+  if (!json.ok()) return Malformed(source, json.status().message());
+  if (!json->is_object()) {
     return Malformed(source, "must be a JSON object");
   }
   return json;

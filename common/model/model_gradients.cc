@@ -16,6 +16,11 @@ ModelGradients::ModelGradients(std::shared_ptr<const ParameterLayout> layout, De
   }
 }
 
+size_t ModelGradients::Bytes(const ParameterLayout& layout) {
+  const int64_t tied = layout.tied() ? layout.specs()[layout.embedding()].shape.elements() : 0;
+  return static_cast<size_t>(layout.buffer_elements() + tied) * sizeof(float);
+}
+
 void ModelGradients::SetZero(const ExecContext& ctx) {
   FillZero(ctx, buffer_.flat());
   if (buffer_.layout().tied()) FillZero(ctx, tied_embedding_);

@@ -18,7 +18,25 @@ bool IsLinear(const ParameterLayout& layout, int parameter) {
          (parameter != layout.embedding() || layout.tied());
 }
 
+// Of a parameter's packed form; 0 where nothing is packed.
+size_t PackedBytes(const ParameterLayout& layout, int parameter, DType dtype, Device device) {
+  if (!IsLinear(layout, parameter)) return 0;
+  const Shape& shape = layout.specs()[parameter].shape;
+  const size_t bytes = PackedLinearBytes(device, dtype, shape[0], shape[1]);
+  return (bytes + kPackAlignment - 1) / kPackAlignment * kPackAlignment;
+}
+
 }  // namespace
+
+size_t ModelWeights::Bytes(const ModelConfig& config, const ParameterLayout& layout, DType dtype,
+                           int64_t rope_positions, Device device) {
+  size_t bytes = static_cast<size_t>(layout.buffer_elements()) * SizeOf(dtype) +
+                 static_cast<size_t>(rope_positions * config.head_dim) * sizeof(float);
+  for (size_t i = 0; i < layout.specs().size(); ++i) {
+    bytes += PackedBytes(layout, static_cast<int>(i), dtype, device);
+  }
+  return bytes;
+}
 
 ModelWeights::ModelWeights(const ModelConfig& config, std::shared_ptr<const ParameterLayout> layout,
                            DType dtype, int64_t rope_positions, Device device)
@@ -32,10 +50,9 @@ ModelWeights::ModelWeights(const ModelConfig& config, std::shared_ptr<const Para
   std::vector<size_t> sizes(specs.size());
   size_t total = 0;
   for (size_t i = 0; i < specs.size(); ++i) {
-    if (!IsLinear(parameters_.layout(), static_cast<int>(i))) continue;
     offsets[i] = total;
-    sizes[i] = PackedLinearBytes(device, dtype, specs[i].shape[0], specs[i].shape[1]);
-    total += (sizes[i] + kPackAlignment - 1) / kPackAlignment * kPackAlignment;
+    sizes[i] = PackedBytes(parameters_.layout(), static_cast<int>(i), dtype, device);
+    total += sizes[i];
   }
   packed_views_.resize(specs.size());
   if (total == 0) return;

@@ -3,6 +3,7 @@
 // packed linear weights, and the RoPE table.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 #include <vector>
 
@@ -22,6 +23,10 @@ class ModelWeights {
   // filled from the config; a rollout overwrites it with the learner's bytes.
   ModelWeights(const ModelConfig& config, std::shared_ptr<const ParameterLayout> layout,
                DType dtype, int64_t rope_positions, Device device = kCpuDevice);
+
+  // What such weights take.
+  static size_t Bytes(const ModelConfig& config, const ParameterLayout& layout, DType dtype,
+                      int64_t rope_positions, Device device = kCpuDevice);
 
   const ModelConfig& config() const { return config_; }
   DType dtype() const { return parameters_.dtype(); }

@@ -54,6 +54,8 @@ LayerActivations TakeLayerActivations(const ModelConfig& config, DType dtype, in
 struct TrainActivations::Impl {
   // Carves the views of one batch out of the arena, growing it when the batch is the largest yet.
   void Reserve(const ModelConfig& config, DType dtype, const PackedBatch& batch, Recompute mode);
+  // What a batch of `tokens`, `rows` of them logit rows, takes of the arena.
+  size_t Bytes(const ModelConfig& config, DType dtype, int64_t tokens, int64_t rows);
 
   Recompute recompute = Recompute::kNone;
   std::vector<Tensor> inputs;            // by layer, [tokens, hidden]
@@ -63,7 +65,7 @@ struct TrainActivations::Impl {
 
  private:
   template <class Take>
-  void Carve(const ModelConfig& config, DType dtype, const PackedBatch& batch, Take&& take);
+  void Carve(const ModelConfig& config, DType dtype, int64_t tokens, int64_t rows, Take&& take);
 
   Buffer arena_;
 };

@@ -6,6 +6,7 @@
 // every operation (docs/numerics.md).
 #pragma once
 
+#include <cstddef>
 #include <memory>
 
 #include "common/model/batch.h"
@@ -31,6 +32,10 @@ class TrainActivations {
   TrainActivations(TrainActivations&&) noexcept;
   TrainActivations& operator=(TrainActivations&&) noexcept;
 
+  // What a batch of `tokens`, `logit_rows` of them scored, takes.
+  static size_t Bytes(const ModelConfig& config, DType dtype, int64_t tokens, int64_t logit_rows,
+                      Recompute recompute);
+
  private:
   friend class Transformer;
   struct Impl;
@@ -44,6 +49,9 @@ class ModelGradients {
  public:
   explicit ModelGradients(std::shared_ptr<const ParameterLayout> layout,
                           Device device = kCpuDevice);
+
+  // What the gradients of such a model take.
+  static size_t Bytes(const ParameterLayout& layout);
 
   void SetZero(const ExecContext& ctx);
   // Where the LM head accumulates: the head's gradient [vocab, hidden].
@@ -73,6 +81,7 @@ class Transformer {
                     Recompute recompute, TrainActivations* activations, Tensor hidden) const;
 
   // dhidden: gradient of `hidden` (may carry the loss scale). Parameter gradients accumulate.
+  // Counts no saturated stores: ForwardTrain has.
   void Backward(const ExecContext& ctx, const ModelWeights& weights, const PackedBatch& batch,
                 const TrainActivations& activations, ConstTensor dhidden,
                 ModelGradients* gradients) const;

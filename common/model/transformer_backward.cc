@@ -147,7 +147,7 @@ void BackwardAttention(const BackwardPass& pass, const LayerActivations& saved,
 
 }  // namespace
 
-void Transformer::Backward(const ExecContext& ctx, const ModelWeights& weights,
+void Transformer::Backward(const ExecContext& caller_ctx, const ModelWeights& weights,
                            const PackedBatch& batch, const TrainActivations& activations,
                            ConstTensor dhidden, ModelGradients* gradients) const {
   const TrainActivations::Impl& saved = *activations.impl_;
@@ -159,8 +159,9 @@ void Transformer::Backward(const ExecContext& ctx, const ModelWeights& weights,
   HALFSTEP_CHECK_EQ(saved.inputs[0].dim(0), tokens);
   if (rows == 0) return;
 
-  ExecContext recompute_ctx = ctx;
-  recompute_ctx.saturated_stores = nullptr;  // the forward has counted them
+  // Whatever is recomputed here saturates where the forward did, which has counted it.
+  ExecContext ctx = caller_ctx;
+  ctx.saturated_stores = nullptr;
 
   Workspace::Scope scratch(ctx.workspace);
   const Tensor buffer = scratch.Take(weights.dtype(), {tokens, config_.hidden_size});
@@ -180,8 +181,7 @@ void Transformer::Backward(const ExecContext& ctx, const ModelWeights& weights,
       layer = TakeLayerActivations(
           config_, weights.dtype(), tokens, dx.dim(0),
           [&](DType dtype, Shape shape) { return layer_scratch.Take(dtype, shape); });
-      ForwardLayerForTraining({recompute_ctx, weights, parameters, positions}, batch,
-                              saved.inputs[i], layer);
+      ForwardLayerForTraining({ctx, weights, parameters, positions}, batch, saved.inputs[i], layer);
     }
     const Tensor dmid = dmid_buffer.Rows(0, dx.dim(0));
     BackwardMlp(pass, layer, dx, dmid);

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/error_reason.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "common/base/utf8.h"
 #include "common/tokenizer/byte_alphabet.h"
@@ -329,7 +330,9 @@ absl::Status Reader::ReadTemplate(const Json& part) {
 absl::StatusOr<TokenizerParts> ReadTokenizerJson(const std::string& text,
                                                  const std::string& source) {
   try {
-    absl::StatusOr<TokenizerParts> parts = Reader().Read(Json::parse(text));
+    const absl::StatusOr<Json> json = ParseJson(text);
+    if (!json.ok()) return Malformed(absl::StrCat(source, ": ", json.status().message()));
+    absl::StatusOr<TokenizerParts> parts = Reader().Read(*json);
     if (!parts.ok()) return WithContext(parts.status(), source);
     return parts;
   } catch (const Json::exception& error) {

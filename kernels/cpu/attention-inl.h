@@ -32,17 +32,17 @@ static_assert(kBlock == 2 * kVirtualLanes);
 // Rows that a tile computes together: as many as leave the accumulators of 32 columns in registers.
 // Sanitizers take minutes to instrument tall tiles; short ones compute the same bits.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr size_t kTileRows = 2;
+inline constexpr size_t kAttentionTileRows = 2;
 #else
-inline constexpr size_t kTileRows = kParts == 1 ? 8 : 2;
+inline constexpr size_t kAttentionTileRows = kParts == 1 ? 8 : 2;
 #endif
 
 HWY_INLINE constexpr size_t PadHeadDim(size_t head_dim) {
   return (head_dim + kVirtualLanes - 1) / kVirtualLanes * kVirtualLanes;
 }
 
-// Calls f.operator()<Rows>() with the constant Rows == rows, 1 <= rows <= kTileRows.
-template <size_t Rows = kTileRows, class F>
+// Calls f.operator()<Rows>() with the constant Rows == rows, 1 <= rows <= kAttentionTileRows.
+template <size_t Rows = kAttentionTileRows, class F>
 HWY_INLINE void WithRows(size_t rows, const F& f) {
   if constexpr (Rows == 1) {
     f.template operator()<1>();

@@ -119,8 +119,8 @@ void AddBlock(const Arranged& a, size_t first_row, size_t rows, size_t b) {
   const size_t last_key = (first_row + rows - 1) / a.group;
   const size_t keys = std::min(last_key + 1 - b * kBlock, kBlock);
   const size_t padded = a.padded;
-  for (size_t r = 0; r < rows; r += kTileRows) {
-    WithRows(std::min(rows - r, kTileRows), [&]<size_t Rows>() HWY_ATTR {
+  for (size_t r = 0; r < rows; r += kAttentionTileRows) {
+    WithRows(std::min(rows - r, kAttentionTileRows), [&]<size_t Rows>() HWY_ATTR {
       float* const p = a.p + r * kBlock;
       float* const ds = a.ds + r * kBlock;
       if (keys > kVirtualLanes) {
@@ -132,9 +132,9 @@ void AddBlock(const Arranged& a, size_t first_row, size_t rows, size_t b) {
                        padded, a.dq + r * padded, padded);
     });
   }
-  for (size_t j = 0; j < keys; j += kTileRows) {
+  for (size_t j = 0; j < keys; j += kAttentionTileRows) {
     const size_t key = (b * kBlock + j) * padded;
-    WithRows(std::min(keys - j, kTileRows), [&]<size_t Keys>() HWY_ATTR {
+    WithRows(std::min(keys - j, kAttentionTileRows), [&]<size_t Keys>() HWY_ATTR {
       AddProduct<Keys>(LeftFactor{a.ds + j, 1, kBlock}, a.q + first_row * padded, padded, rows,
                        padded, a.dk + key, padded);
       AddProduct<Keys>(LeftFactor{a.p + j, 1, kBlock}, a.dout + first_row * padded, padded, rows,

@@ -74,15 +74,15 @@ struct RowCounter {
 
 // Floats that Attend wants as scratch.
 constexpr size_t TileScratch(size_t head_dim) {
-  return kTileRows * (2 * PadHeadDim(head_dim) + kBlock);
+  return kAttentionTileRows * (2 * PadHeadDim(head_dim) + kBlock);
 }
 
 // The online softmax of the rows of a tile.
 struct alignas(64) SoftmaxState {
-  float largest[kVirtualLanes];  // score so far, by row
-  float alpha[kVirtualLanes];    // exp(previous largest - largest), by row
-  F32x16 total[kTileRows];       // lane i: sum of the probabilities of keys i, i + 16, ...
-  size_t limit[kTileRows];       // keys of the block that the row sees; ascends within a head
+  float largest[kVirtualLanes];      // score so far, by row
+  float alpha[kVirtualLanes];        // exp(previous largest - largest), by row
+  F32x16 total[kAttentionTileRows];  // lane i: sum of the probabilities of keys i, i + 16, ...
+  size_t limit[kAttentionTileRows];  // keys of the block that the row sees; ascends within a head
 };
 
 // Turns the scores of one block, [rows][32], into probabilities relative to the largest score so
@@ -246,11 +246,11 @@ template <class T, size_t Heads, class NextRow, class Blocks>
 HWY_INLINE size_t Attend(size_t count, NextRow& next_row, const Attributes& attributes,
                          const Blocks& block, float* scratch) {
   size_t saturated = 0;
-  for (size_t first = 0; first < count; first += kTileRows) {
-    const size_t used = std::min(count - first, kTileRows);
-    Row<T> tile[kTileRows] = {};
+  for (size_t first = 0; first < count; first += kAttentionTileRows) {
+    const size_t used = std::min(count - first, kAttentionTileRows);
+    Row<T> tile[kAttentionTileRows] = {};
     for (size_t r = 0; r < used; ++r) tile[r] = next_row();
-    WithRows<kTileRows / Heads>(used / Heads, [&]<size_t RowsPerHead>() HWY_ATTR {
+    WithRows<kAttentionTileRows / Heads>(used / Heads, [&]<size_t RowsPerHead>() HWY_ATTR {
       saturated += AttendTile<T, RowsPerHead * Heads, Heads>(tile, attributes, block, scratch);
     });
   }

@@ -20,9 +20,9 @@ namespace halfstep::cpu::HWY_NAMESPACE {
 
 // 14 rows by 2 registers fill 28 of the 32 AVX-512 registers, 6 by 2 fill 12 of the 16 AVX2 ones.
 #if HWY_MAX_BYTES == 64
-inline constexpr int kTileRows = 14;
+inline constexpr int kGemmTileRows = 14;
 #else
-inline constexpr int kTileRows = 6;
+inline constexpr int kGemmTileRows = 6;
 #endif
 inline constexpr int64_t kTileLanes = static_cast<int64_t>(kPartLanes);
 inline constexpr int64_t kTileColumns = 2 * kTileLanes;
@@ -53,12 +53,13 @@ inline constexpr int64_t kPackedRows = 16;
 
 // The rows a tile of kVecs registers by kPanels groups of columns may have.
 template <int kVecs, int kPanels>
-inline constexpr int kMaxTileRows = std::min(kTileRows, 2 * kTileRows / (kVecs * kPanels));
+inline constexpr int kMaxGemmTileRows = std::min(kGemmTileRows,
+                                                 2 * kGemmTileRows / (kVecs * kPanels));
 
 template <class B>
 using TileFunction = void (*)(const TileArgs<B>&);
 
-// The tile of `rows` (1 to kMaxTileRows) by kPanels groups of kVecs registers; kPackedLeft: the
+// The tile of `rows` (1 to kMaxGemmTileRows) by kPanels groups of kVecs registers; kPackedLeft: the
 // left factor is packed. Defined in gemm_tiles.cc for the shapes that the products use.
 template <int kVecs, int kPanels, bool kPackedLeft, class B>
 TileFunction<B> TileFor(int64_t rows);

@@ -107,7 +107,7 @@ constexpr std::array<TileFunction<B>, sizeof...(kRow)> Table(std::index_sequence
 template <int kVecs, int kPanels, bool kPackedLeft, class B>
 TileFunction<B> TileFor(int64_t rows) {
   static constexpr auto kTable = Table<kVecs, kPanels, kPackedLeft, B>(
-      std::make_index_sequence<kMaxTileRows<kVecs, kPanels>>());
+      std::make_index_sequence<kMaxGemmTileRows<kVecs, kPanels>>());
   return kTable[static_cast<size_t>(rows - 1)];
 }
 

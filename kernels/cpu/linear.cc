@@ -40,7 +40,7 @@ bool WorthThreads(const ExecContext& ctx, int64_t rows, int64_t weights) {
 
 constexpr int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// At most kTileRows rows: one tile high, the right factor converted in registers.
+// At most kGemmTileRows rows: one tile high, the right factor converted in registers.
 template <class T, class Y>
 class FewRows {
  public:
@@ -64,15 +64,16 @@ class FewRows {
       size_t saturated = 0;
       // The fewer rows, the more panels at once: chains in flight and streams to read.
       if constexpr (kTileColumns == kPanelColumns) {
-        if (rows_ <= kTileRows / 4) {
+        if (rows_ <= kGemmTileRows / 4) {
           panel = RunPanels<2, 4>(left, stride, panel, last, &saturated);
-        } else if (rows_ <= kTileRows / 2) {
+        } else if (rows_ <= kGemmTileRows / 2) {
           panel = RunPanels<2, 2>(left, stride, panel, last, &saturated);
         }
         panel = RunPanels<2, 1>(left, stride, panel, last, &saturated);
         RunPanels<1, 1>(left, stride, panel, last, &saturated);
       } else {
-        if (rows_ <= kTileRows / 2) panel = RunPanels<4, 1>(left, stride, panel, last, &saturated);
+        if (rows_ <= kGemmTileRows / 2)
+          panel = RunPanels<4, 1>(left, stride, panel, last, &saturated);
         RunHalfPanels(left, stride, panel, last, &saturated);
       }
       CountSaturated(ctx, static_cast<int64_t>(saturated));
@@ -102,7 +103,7 @@ class FewRows {
   int64_t RunPanels(const float* left, int64_t stride, int64_t panel, int64_t last,
                     size_t* saturated) const {
     constexpr int64_t kWidth = kVecs * kTileLanes;
-    float chains[kMaxTileRows<kVecs, kPanels> * kPanels * kWidth];
+    float chains[kMaxGemmTileRows<kVecs, kPanels> * kPanels * kWidth];
     const TileFunction<T> tile = TileFor<kVecs, kPanels, false, T>(rows_);
     for (; panel + kPanels <= last; panel += kPanels) {
       if (PanelWidth(right_.columns, panel + kPanels - 1) != kWidth) break;
@@ -124,7 +125,7 @@ class FewRows {
   // Panels wider than a tile.
   void RunHalfPanels(const float* left, int64_t stride, int64_t panel, int64_t last,
                      size_t* saturated) const {
-    float chains[kTileRows * kPanelColumns];
+    float chains[kGemmTileRows * kPanelColumns];
     const TileFunction<T> tile = TileFor<2, 1, false, T>(rows_);
     for (; panel < last; ++panel) {
       TileArgs<T> args = Args(left, stride, panel);
@@ -177,7 +178,7 @@ class ManyRows {
     const int64_t panel_floats = kBlockSteps * kPanelColumns;
     const int64_t chain_panels = whole_rows_ ? 1 : CeilDivide(panels_, groups_);
     const int64_t chain_floats =
-        std::max<int64_t>(block_rows, kTileRows) * chain_panels * kPanelColumns;
+        std::max<int64_t>(block_rows, kGemmTileRows) * chain_panels * kPanelColumns;
     const int64_t floats = left_floats + panel_floats + chain_floats;
     float* const scratch = scope.Array<float>(static_cast<size_t>(floats * threads));
     ParallelFor(ctx, tasks, [&](int64_t task, int thread) {
@@ -217,7 +218,7 @@ class ManyRows {
       row_blocks_ = CeilDivide(row_blocks_, threads) * threads;
     } else if (panels_ >= 8 * threads) {
       groups_ = std::max(groups_, std::min(panels_ / 4, 4 * threads));
-    } else if (rows_ >= 2 * threads * kTileRows) {
+    } else if (rows_ >= 2 * threads * kGemmTileRows) {
       row_blocks_ = threads;
     } else {
       groups_ = std::min(panels_, threads);
@@ -286,7 +287,7 @@ class ManyRows {
 
     size_t saturated = 0;
     const int64_t rows = task.end_row - task.row;
-    const int64_t tiles = CeilDivide(rows, kTileRows);
+    const int64_t tiles = CeilDivide(rows, kGemmTileRows);
     args.next_interval = tiles;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
@@ -328,7 +329,7 @@ void Forward(const ExecContext& ctx, ConstTensor x, const LinearWeight& weight, 
   const PackedRight<T> right{static_cast<const T*>(weight.packed.data()), in, out};
   const Output<Y, T> output{y.as<Y>(), weight.bias.as<T>(), out, true};
   const int64_t rows = x.dim(0);
-  if (rows <= kTileRows) {
+  if (rows <= kGemmTileRows) {
     FewRows<T, Y>(x.as<T>(), rows, right, output).Run(ctx);
   } else {
     ManyRows<T, PackedRight<T>, Y>(x.as<T>(), rows, right, output).Run(ctx);

@@ -49,10 +49,10 @@ class WeightGradient {
     const int64_t tasks = grid.out_blocks * grid.in_groups;
     const int64_t threads = tasks == 1 ? 1 : Threads(ctx);
     const int64_t chunk = std::min(tokens_, kChunkTokens);
-    const int64_t tiles = CeilDivide(CeilDivide(out_, grid.out_blocks), kTileRows);
+    const int64_t tiles = CeilDivide(CeilDivide(out_, grid.out_blocks), kGemmTileRows);
     const int64_t left_floats = tiles * chunk * kPackedRows;
     const int64_t right_floats = chunk * kPanelColumns;
-    const int64_t floats = left_floats + right_floats + kTileRows * kPanelColumns;
+    const int64_t floats = left_floats + right_floats + kGemmTileRows * kPanelColumns;
     Workspace::Scope scope(ctx.workspace);
     float* const scratch = scope.Array<float>(static_cast<size_t>(floats * threads));
     ParallelFor(ctx, tasks, [&](int64_t task, int thread) {
@@ -75,12 +75,12 @@ class WeightGradient {
   struct Scratch {
     float* left;   // [tiles, steps, 16]
     float* right;  // [steps, 32]
-    float* edge;   // [kTileRows, 32]
+    float* edge;   // [kGemmTileRows, 32]
   };
 
   Grid Divide(const ExecContext& ctx) const {
     const int64_t threads = Threads(ctx);
-    const int64_t panels = CeilDivide(in_, kPanelColumns), tiles = CeilDivide(out_, kTileRows);
+    const int64_t panels = CeilDivide(in_, kPanelColumns), tiles = CeilDivide(out_, kGemmTileRows);
     Grid grid{CeilDivide(out_, kBlockRows), 1};
     if (threads == 1 || tokens_ * out_ * in_ < kParallelMultiplyAdds) return grid;
     const int64_t missing = CeilDivide(2 * threads, grid.out_blocks);
@@ -98,7 +98,7 @@ class WeightGradient {
 
   void Accumulate(const Rectangle& part, const Scratch& scratch) const {
     const int64_t rows = part.out_end - part.out_begin;
-    const int64_t tiles = CeilDivide(rows, kTileRows);
+    const int64_t tiles = CeilDivide(rows, kGemmTileRows);
     const auto row = [&](int64_t tile) { return part.out_begin + rows * tile / tiles; };
     for (int64_t token = 0; token < tokens_; token += kChunkTokens) {
       const int64_t steps = std::min(kChunkTokens, tokens_ - token);
@@ -116,7 +116,7 @@ class WeightGradient {
         args.c_row = in_;
         args.continued = true;
         args.next_step = in_ * static_cast<int64_t>(sizeof(float));
-        args.next_interval = std::max<int64_t>(1, steps / kTileRows);
+        args.next_interval = std::max<int64_t>(1, steps / kGemmTileRows);
         for (int64_t tile = 0; tile < tiles; ++tile) {
           PrefetchRight(token + steps * tile / tiles, token + steps * (tile + 1) / tiles,
                         in + kPanelColumns);

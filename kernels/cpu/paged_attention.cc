@@ -26,7 +26,7 @@ constexpr int32_t kItemQueries = 32;
 
 // Key-value heads that share a tile when few queries leave room: one head alone would wait for the
 // latency of its chains.
-constexpr int32_t kMaxTileHeads = kTileRows >= 8 ? 4 : 2;
+constexpr int32_t kMaxTileHeads = kAttentionTileRows >= 8 ? 4 : 2;
 
 // Queries [begin, end) of a sequence, for `heads` key-value heads from kv_head on.
 struct Item {
@@ -64,7 +64,8 @@ void ForEachItem(const Arguments<T>& a, const Visit& visit) {
     for (int32_t begin = 0; begin < queries; begin += kItemQueries) {
       const int32_t end = std::min(begin + kItemQueries, queries);
       const int32_t rows = (end - begin) * group;
-      const int32_t together = std::clamp(static_cast<int32_t>(kTileRows) / rows, 1, kMaxTileHeads);
+      const int32_t together =
+          std::clamp(static_cast<int32_t>(kAttentionTileRows) / rows, 1, kMaxTileHeads);
       for (int32_t h = 0; h < kv_heads; h += together) {
         visit(Item{s, h, std::min(together, kv_heads - h), begin, end});
       }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "kernels/check.h"
 #include "kernels/cpu/dispatch_float.h"
 #include "kernels/cpu/parallel.h"
 
@@ -17,6 +18,14 @@ namespace halfstep::cpu::HWY_NAMESPACE {
 namespace {
 
 constexpr int64_t kGrainElements = 16384;
+
+void CheckPositions(ConstTensor positions, int64_t rows) {
+  const int32_t* position = positions.as<int32_t>();
+  for (int64_t t = 0; t < positions.dim(0); ++t) {
+    HALFSTEP_CHECK_GE(position[t], 0);
+    HALFSTEP_CHECK_LT(position[t], rows);
+  }
+}
 
 // Rotates one head. x and y may be the same memory: each pair is read before it is written.
 template <class T, bool kBackward>
@@ -44,6 +53,7 @@ HWY_INLINE size_t RotateHead(const T* x, const float* cosines, const float* sine
 template <bool kBackward>
 void Rotate(const ExecContext& ctx, ConstTensor x, ConstTensor positions, ConstTensor table,
             Tensor y) {
+  CheckPositions(positions, table.dim(0));
   const int64_t heads = x.dim(1);
   const int64_t width = x.dim(2);
   const int64_t half = width / 2;

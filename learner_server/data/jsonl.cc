@@ -11,6 +11,7 @@
 #include "absl/strings/str_join.h"
 #include "common/base/error_reason.h"
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 
 namespace halfstep {
@@ -41,8 +42,9 @@ absl::StatusOr<std::string> ReadColumn(const nlohmann::json& object, const std::
 }
 
 absl::StatusOr<JsonlRow> ReadRow(const std::string& text, const std::vector<std::string>& columns) {
-  const nlohmann::json object = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (object.is_discarded()) return absl::InvalidArgumentError("not valid JSON");
+  const absl::StatusOr<nlohmann::json> parsed = ParseJson(text);
+  if (!parsed.ok()) return WithContext(parsed.status(), "the row");
+  const nlohmann::json& object = *parsed;
   if (!object.is_object()) {
     return absl::InvalidArgumentError(
         absl::StrCat("a row must be an object, not ", object.type_name()));

@@ -5,6 +5,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
@@ -18,7 +19,9 @@
 #include "absl/strings/strip.h"
 #include "common/base/error_reason.h"
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
+#include "common/checkpoint/atomic_directory.h"
 
 namespace halfstep {
 namespace {
@@ -26,10 +29,12 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr size_t kMaxOwnerBytes = 4096;
+constexpr size_t kMaxAssignedBytes = 4096;
 constexpr size_t kMaxMetricsBytes = size_t{4} << 30;
 
 std::string OwnerPath(const std::string& path) { return path + "/job_id"; }
 std::string LockPath(const std::string& path) { return path + "/lock"; }
+std::string AssignedPath(const std::string& path) { return path + "/assigned.json"; }
 std::string MetricsPath(const std::string& path) { return path + "/metrics.jsonl"; }
 std::string SamplesPath(const std::string& path) { return path + "/samples.jsonl"; }
 
@@ -54,11 +59,11 @@ struct MetricsLineKind {
 
 // Nothing for a line that is not whole.
 std::optional<MetricsLineKind> KindOf(const std::string& line) {
-  const nlohmann::json json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) {
-    return std::nullopt;
-  }
-  return MetricsLineKind{json["step"].get<int64_t>(), json.contains("eval_accuracy")};
+  const absl::StatusOr<nlohmann::json> json = ParseJson(line);
+  if (!json.ok() || !json->is_object()) return std::nullopt;
+  const auto step = json->find("step");
+  if (step == json->end() || !step->is_number_integer()) return std::nullopt;
+  return MetricsLineKind{step->get<int64_t>(), json->contains("eval_accuracy")};
 }
 
 // The step that a line of samples.jsonl begins with.
@@ -125,6 +130,7 @@ absl::StatusOr<RunFolder> RunFolder::Open(const std::string& path, const std::st
   // Again under the lock: somebody may have been faster.
   HALFSTEP_RETURN_IF_ERROR(CheckRunFolder(path, job_id));
   HALFSTEP_RETURN_IF_ERROR(WriteFileAtomic(OwnerPath(path), job_id));
+  HALFSTEP_RETURN_IF_ERROR(RemoveLeftovers(path, kModelName));
   return folder;
 }
 
@@ -141,6 +147,24 @@ absl::Status RunFolder::WriteJob(const std::string& json) const {
 
 absl::Status RunFolder::AppendMetrics(const std::string& line) const {
   return AppendLine(MetricsPath(path_), line);
+}
+
+absl::Status RunFolder::WriteAssigned(const Assigned& assigned) const {
+  const nlohmann::ordered_json json = {{"step", assigned.step},
+                                       {"groups_reassigned", assigned.groups_reassigned}};
+  return WriteFileAtomic(AssignedPath(path_), json.dump() + "\n");
+}
+
+RunFolder::Assigned RunFolder::ReadAssigned() const {
+  const absl::StatusOr<std::string> text = ReadFile(AssignedPath(path_), kMaxAssignedBytes);
+  const absl::StatusOr<nlohmann::json> json = text.ok() ? ParseJson(*text) : text.status();
+  if (!json.ok() || !json->is_object()) return {};
+  const auto number = [&json](const char* key) -> int64_t {
+    const auto found = json->find(key);
+    if (found == json->end() || !found->is_number_unsigned()) return 0;
+    return static_cast<int64_t>(std::min(found->get<uint64_t>(), uint64_t{INT64_MAX}));
+  };
+  return {number("step"), number("groups_reassigned")};
 }
 
 absl::Status RunFolder::CutMetricsAfter(int64_t step, int64_t evaluated_step) const {

@@ -4,6 +4,7 @@
 //   job.json        the resolved job          checkpoints/step_N/   see train_checkpoint.h
 //   metrics.jsonl   a line per step           model/                the trained model, at the end
 //   samples.jsonl   a line per response, where the job saves them
+//   assigned.json   how far groups were given out
 #pragma once
 
 #include <cstdint>
@@ -18,7 +19,8 @@ namespace halfstep {
 // Movable; holds a lock while it lives. Not thread-safe.
 class RunFolder {
  public:
-  // Makes the folder, or opens it if it is this job's. FAILED_PRECONDITION, reason
+  // Makes the folder, or opens it if it is this job's, without what a learner that died while it
+  // wrote the model left. FAILED_PRECONDITION, reason
   // OUTPUT_DIR_NOT_EMPTY, for a folder with anything else in it; reason RUN_FOLDER_IN_USE when
   // another learner holds it.
   static absl::StatusOr<RunFolder> Open(const std::string& path, const std::string& job_id);
@@ -28,6 +30,7 @@ class RunFolder {
 
   const std::string& path() const { return path_; }
   std::string checkpoints() const { return path_ + "/checkpoints"; }
+  static constexpr char kModelName[] = "model";
 
   absl::Status WriteJob(const std::string& json) const;
   absl::Status AppendMetrics(const std::string& line) const;
@@ -36,6 +39,15 @@ class RunFolder {
   // line. Of evaluations those after `evaluated_step` are dropped, for they will be made again.
   absl::Status CutMetricsAfter(int64_t step, int64_t evaluated_step) const;
   absl::Status CutSamplesAfter(int64_t step) const;
+
+  // What a checkpoint cannot know, for the learner that goes on after this one died.
+  struct Assigned {
+    int64_t step = 0;  // the groups of steps up to this one were given to rollouts
+    int64_t groups_reassigned = 0;
+  };
+  absl::Status WriteAssigned(const Assigned& assigned) const;
+  // Zeros where nothing readable was written.
+  Assigned ReadAssigned() const;
 
  private:
   RunFolder(std::string path, int lock) : path_(std::move(path)), lock_(lock) {}

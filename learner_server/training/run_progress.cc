@@ -5,6 +5,8 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/json.h"
+#include "common/base/status_macros.h"
 #include "halfstep/v1/training_job.pb.h"
 
 namespace halfstep {
@@ -48,8 +50,8 @@ std::string ToJson(const RunProgress& progress) {
 }
 
 absl::StatusOr<RunProgress> RunProgressFromJson(const std::string& text) {
+  HALFSTEP_ASSIGN_OR_RETURN(const Json json, ParseJson(text));
   try {
-    const Json json = Json::parse(text);
     RunProgress progress;
     json.at("step").get_to(progress.step);
     json.at("policy_version").get_to(progress.policy_version);

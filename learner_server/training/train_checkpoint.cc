@@ -12,6 +12,7 @@
 #include "common/base/build_info.h"
 #include "common/base/error_reason.h"
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "common/checkpoint/hugging_face.h"
 #include "common/checkpoint/safetensors.h"
@@ -180,8 +181,10 @@ absl::StatusOr<RunProgress> ReadCheckpoint(const ExecContext& ctx, const std::st
   RunProgress progress;
   LossScalerState scaler;
   int64_t optimizer_steps = 0;
+  const absl::StatusOr<Json> parsed = ParseJson(text);
+  if (!parsed.ok()) return Mismatch(trainer_path, std::string(parsed.status().message()));
+  const Json& json = *parsed;
   try {
-    const Json json = Json::parse(text);
     if (json.at("layout") != LayoutDigest(state->layout())) {
       return Mismatch(trainer_path, "it was written for a model of another shape");
     }

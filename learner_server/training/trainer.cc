@@ -37,7 +37,10 @@ Trainer::Trainer(TrainerParts parts)
     : parts_(std::move(parts)),
       train_step_(parts_.ctx, parts_.settings->train_step, parts_.state),
       published_(std::move(parts_.older_weights)),
-      groups_reassigned_before_(parts_.progress->groups_reassigned) {}
+      assigned_(parts_.folder->ReadAssigned()),
+      assigned_here_(parts_.progress->step),
+      groups_reassigned_before_(
+          std::max(parts_.progress->groups_reassigned, assigned_.groups_reassigned)) {}
 
 absl::StatusOr<RunResult> Trainer::Run() {
   if (parts_.count_earlier_samples) CountEarlierSamples(*parts_.progress, parts_.metrics);
@@ -91,6 +94,7 @@ absl::Status Trainer::RunStep(StepRecord* record) {
   RunProgress& progress = *parts_.progress;
   const absl::Time start = absl::Now();
   record->step = progress.step + 1;
+  if (parts_.client != nullptr) NoteAssigned(record->step);
   HALFSTEP_ASSIGN_OR_RETURN(const TrainBatch batch, parts_.source->Next(record->step, progress));
   record->batch = batch.statistics;
   record->wait_time = batch.wait_time;
@@ -142,6 +146,19 @@ absl::Status Trainer::RunUpdates(const TrainBatch& batch, StepRecord* record) {
   record->skipped_steps = parts_.state->scaler.state().skipped_steps;
   if (saturated != nullptr) record->saturated_stores = saturated->load() - saturated_before;
   return absl::OkStatus();
+}
+
+void Trainer::NoteAssigned(int64_t step) {
+  const JobSettings& settings = *parts_.settings;
+  const int64_t last = std::min(step + settings.lag, settings.steps);
+  const int64_t again = std::min(last, assigned_.step) - assigned_here_;
+  groups_reassigned_before_ += std::max<int64_t>(again, 0) * settings.prompts;
+  assigned_here_ = last;
+  assigned_.step = std::max(assigned_.step, last);
+  assigned_.groups_reassigned =
+      groups_reassigned_before_ + parts_.client->pool_status().groups_reassigned;
+  const absl::Status written = parts_.folder->WriteAssigned(assigned_);
+  if (!written.ok()) LogWarning("groups_reassigned may become too small: " + written.ToString());
 }
 
 void Trainer::AddToProgress(const TrainBatch& batch, const StepRecord& record) {
@@ -337,7 +354,7 @@ absl::Status Trainer::Finish() {
 absl::Status Trainer::WriteModel() {
   HALFSTEP_ASSIGN_OR_RETURN(
       AtomicDirectoryWriter writer,
-      AtomicDirectoryWriter::Create(parts_.folder->path(), "model", "trainer"));
+      AtomicDirectoryWriter::Create(parts_.folder->path(), RunFolder::kModelName, "trainer"));
   const ModelSource model{parts_.settings->model_directory, parts_.settings->root};
   HALFSTEP_RETURN_IF_ERROR(AddModel(*parts_.state, model, "", &writer));
   return writer.Commit();

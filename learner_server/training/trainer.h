@@ -67,6 +67,8 @@ class Trainer {
   // Evaluates after the step that was finished last, if that is due and was not done.
   absl::Status EvaluateIfDue();
   bool EvaluationIsDue() const;
+  // Notes that the batch of `step`, and what may run ahead of it, is being given to rollouts.
+  void NoteAssigned(int64_t step);
   void AddToProgress(const TrainBatch& batch, const StepRecord& record);
   void Report(const StepRecord& record);
   // Samples that arrived since the last call; those of the batch have been trained on or dropped.
@@ -92,7 +94,10 @@ class Trainer {
   bool samples_failed_ = false;  // likewise
   BufferCounters exported_counters_;
   int64_t samples_unsettled_ = 0;         // exported as arrived, neither as trained nor as dropped
-  int64_t groups_reassigned_before_ = 0;  // by earlier attempts of this run
+  RunFolder::Assigned assigned_;  // by this attempt and earlier ones of this run
+  int64_t assigned_here_ = 0;     // the last step that this attempt gave to rollouts
+  // Not by the pool of this attempt: by earlier ones, and what they had assigned and lost.
+  int64_t groups_reassigned_before_ = 0;
 };
 
 }  // namespace halfstep

@@ -17,9 +17,11 @@
 #include "common/reward/scoring_pool.h"
 #include "common/reward/verifier.h"
 #include "halfstep/v1/training_job.pb.h"
+#include "kernels/buffer.h"
 #include "kernels/thread_pool.h"
 #include "kernels/workspace.h"
 #include "learner_server/training/job_inputs.h"
+#include "learner_server/training/memory_plan.h"
 #include "learner_server/training/rollout_source.h"
 #include "learner_server/training/supervised_source.h"
 #include "learner_server/training/trainer.h"
@@ -73,6 +75,9 @@ absl::Status JobRun::Prepare(const std::string& job_id, const v1::TrainingJobSpe
   settings_.train_step.recompute = options_.recompute;
   ctx_.profile = settings_.profile;
   HALFSTEP_ASSIGN_OR_RETURN(inputs_, LoadJobInputs(settings_));
+  // Memory that is promised but not there would end the learner in the middle of a step, again and
+  // again.
+  HALFSTEP_RETURN_IF_ERROR(CheckMemory(PlanMemory(settings_, inputs_), options_.free_memory()));
   if (!settings_.supervised) {
     HALFSTEP_ASSIGN_OR_RETURN(verifier_, MakeVerifier(spec.reward()));
   }
@@ -212,6 +217,14 @@ void JobRun::Summarize(v1::RunSummary* summary) const {
 
 }  // namespace
 
+// The job that runs now will have ended when the one that is checked begins.
+size_t TrainingJobRunner::FreeOnceIdle() const {
+  size_t free = options_.free_memory();
+  if (free == 0) return 0;
+  for (const MemoryUse& use : MemoryReport()) free += use.bytes;
+  return free;
+}
+
 TrainingJobRunner::TrainingJobRunner(TrainingJobRunnerOptions options, RolloutPool* pool,
                                      LearnerMetrics* metrics)
     : options_(std::move(options)), pool_(pool), metrics_(metrics) {}
@@ -252,13 +265,15 @@ absl::Status TrainingJobRunner::Check(const v1::TrainingJobSpec& spec) {
 }
 
 absl::StatusOr<CheckReport> TrainingJobRunner::Inspect(const v1::TrainingJobSpec& spec) const {
-  HALFSTEP_ASSIGN_OR_RETURN(const JobSettings settings, MakeJobSettings(spec, options_.root));
+  HALFSTEP_ASSIGN_OR_RETURN(JobSettings settings, MakeJobSettings(spec, options_.root));
+  settings.train_step.recompute = options_.recompute;
   // What can be seen at once comes before the data is read.
   HALFSTEP_RETURN_IF_ERROR(CheckRunPlace(settings.output_directory, options_.root, options_.state));
   HALFSTEP_RETURN_IF_ERROR(CheckRunFolder(settings.output_directory, ""));
   if (!settings.supervised) HALFSTEP_RETURN_IF_ERROR(MakeVerifier(spec.reward()).status());
   try {
     HALFSTEP_ASSIGN_OR_RETURN(const JobInputs inputs, LoadJobInputs(settings));
+    HALFSTEP_RETURN_IF_ERROR(CheckMemory(PlanMemory(settings, inputs), FreeOnceIdle()));
     return CheckReport{.train_rows_skipped = inputs.train->skipped(),
                        .eval_rows_skipped = inputs.eval ? inputs.eval->skipped() : 0};
   } catch (const std::bad_alloc&) {

@@ -3,12 +3,15 @@
 // checkpoint) and runs the trainer on it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <set>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/base/memory.h"
 #include "common/model/transformer.h"
 #include "learner_server/job/job_runner.h"
 #include "learner_server/training/rollout_client.h"
@@ -25,6 +28,9 @@ struct TrainingJobRunnerOptions {
   int scoring_threads = 1;
   Recompute recompute = Recompute::kNone;  // memory against time; the results are the same
   RolloutClientOptions rollouts;
+  // Bytes that can be taken, 0 when that is not known; the system's figure unless a test has its
+  // own.
+  std::function<size_t()> free_memory = [] { return FreeMemoryBytes(); };
 };
 
 // What a check has found to know about the inputs of a sound job.
@@ -51,6 +57,8 @@ class TrainingJobRunner final : public JobRunner {
   absl::StatusOr<CheckReport> Inspect(const v1::TrainingJobSpec& spec) const;
 
  private:
+  size_t FreeOnceIdle() const;
+
   const TrainingJobRunnerOptions options_;
   RolloutPool* const pool_;
   LearnerMetrics* const metrics_;

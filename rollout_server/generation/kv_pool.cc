@@ -2,46 +2,15 @@
 #include "rollout_server/generation/kv_pool.h"
 
 #include <algorithm>
-#include <fstream>
 #include <limits>
-#include <string>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/error_reason.h"
+#include "common/base/memory.h"
 #include "common/model/kv_cache.h"
 #include "kernels/ops/attention.h"
 
 namespace halfstep {
-namespace {
-
-// The number a file starts with; nothing when it holds another word ("max") or cannot be read.
-bool ReadNumber(const char* path, size_t* number) {
-  std::ifstream file(path);
-  return static_cast<bool>(file >> *number);
-}
-
-size_t MemAvailable() {
-  std::ifstream file("/proc/meminfo");
-  std::string key, unit;
-  size_t kibibytes = 0;
-  while (file >> key >> kibibytes) {
-    if (key == "MemAvailable:") return kibibytes << 10;
-    std::getline(file, unit);
-  }
-  return 0;
-}
-
-}  // namespace
-
-size_t FreeMemoryBytes() {
-  size_t free = MemAvailable();
-  size_t limit = 0, used = 0;
-  if (ReadNumber("/sys/fs/cgroup/memory.max", &limit) &&
-      ReadNumber("/sys/fs/cgroup/memory.current", &used)) {
-    free = std::min(free, limit > used ? limit - used : 0);
-  }
-  return free;
-}
 
 absl::StatusOr<int64_t> KvPoolBlocks(const ModelConfig& config, DType dtype,
                                      const KvPoolOptions& options) {

@@ -23,8 +23,4 @@ struct KvPoolOptions {
 absl::StatusOr<int64_t> KvPoolBlocks(const ModelConfig& config, DType dtype,
                                      const KvPoolOptions& options);
 
-// Memory that can be taken without swapping, within the limit of the control group; 0 when the
-// system does not say.
-size_t FreeMemoryBytes();
-
 }  // namespace halfstep

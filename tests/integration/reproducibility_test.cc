@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // One small job through the real binaries: whatever the number of rollouts and whoever is killed,
 // the weights and the whole training state come out the same, to the last bit.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -27,6 +30,7 @@ namespace halfstep {
 namespace {
 
 namespace fs = std::filesystem;
+using ::testing::HasSubstr;
 
 constexpr absl::Duration kPatience = absl::Seconds(200);
 constexpr int kSteps = 6;
@@ -71,6 +75,8 @@ class ReproducibilityTest : public ::testing::Test {
     if (!options.victim.empty()) KillInTheMiddle(options.victim, log, *process);
     EXPECT_TRUE(process->WaitUntil(absl::Now() + kPatience)) << Read(log);
     const std::string text = Read(log);
+    const std::string restart = options.victim + " ended with signal 9 (Killed); restarting it";
+    if (!options.victim.empty()) EXPECT_THAT(text, HasSubstr(restart));
     EXPECT_EQ(process->how(), "exit code 0") << text;
     const size_t object = text.rfind("\n{");
     return nlohmann::json::parse(object == std::string::npos ? "" : text.substr(object), nullptr,
@@ -94,7 +100,7 @@ class ReproducibilityTest : public ::testing::Test {
     std::smatch match;
     const std::string text = Read(log);
     ASSERT_TRUE(std::regex_search(text, match, std::regex(victim + ": process ([0-9]+)"))) << text;
-    kill(std::stoi(match[1]), SIGKILL);
+    ASSERT_EQ(kill(std::stoi(match[1]), SIGKILL), 0) << std::strerror(errno);
   }
 
   // What the rollout's metrics say.
@@ -181,6 +187,7 @@ TEST_F(ReproducibilityTest, AKilledLearnerDoesNotMatter) {
   const auto disturbed = Run({.victim = "learner"});
   ExpectExactAndComplete(disturbed);
   ExpectEqual(undisturbed, disturbed);
+  EXPECT_GT(disturbed["groups_reassigned"], 0);
 }
 
 TEST_F(ReproducibilityTest, WithAScheduledLagToo) {
@@ -188,6 +195,7 @@ TEST_F(ReproducibilityTest, WithAScheduledLagToo) {
   const auto disturbed = Run({.rollouts = 2, .lag = 1, .victim = "learner"});
   EXPECT_EQ(disturbed["state"], "succeeded");
   ExpectEqual(one, disturbed);
+  EXPECT_GT(disturbed["groups_reassigned"], 0);
 }
 
 }  // namespace

@@ -4,9 +4,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cinttypes>
 #include <cstdint>
+#include <cstdio>
+#include <fstream>
 #include <limits>
 #include <new>
+#include <string>
 #include <utility>
 
 #include "kernels/workspace.h"
@@ -31,6 +35,30 @@ TEST(BufferTest, IsZeroFilledAndAlignedAtEverySize) {
     EXPECT_EQ(std::count(data, data + bytes, 0), static_cast<ptrdiff_t>(bytes));
     std::fill_n(static_cast<char*>(buffer.data()), bytes, 'x');  // all of it is writable
   }
+}
+
+// Of the mapping that holds `address`; empty where the system does not say.
+std::string MappingFlags(const void* address) {
+  std::ifstream maps("/proc/self/smaps");
+  bool found = false;
+  for (std::string line; std::getline(maps, line);) {
+    uintptr_t begin = 0, end = 0;
+    if (std::sscanf(line.c_str(), "%" SCNxPTR "-%" SCNxPTR " ", &begin, &end) == 2) {
+      const auto wanted = reinterpret_cast<uintptr_t>(address);
+      found = begin <= wanted && wanted < end;
+    } else if (found && line.rfind("VmFlags:", 0) == 0) {
+      return line + " ";
+    }
+  }
+  return "";
+}
+
+// Otherwise no size would be refused, and the process killed once it used the memory.
+TEST(BufferTest, LargeBuffersAreReserved) {
+  const Buffer buffer("large", size_t{64} << 20);
+  const std::string flags = MappingFlags(buffer.data());
+  if (flags.empty()) GTEST_SKIP() << "/proc/self/smaps has no flags here";
+  EXPECT_EQ(flags.find(" nr "), std::string::npos) << flags;
 }
 
 TEST(BufferTest, ReportSumsLiveBuffersByNameLargestFirst) {

@@ -143,5 +143,15 @@ TEST(RopeTableTest, Llama3ScalingFollowsTheFormula) {
   EXPECT_GT(between, 2);
 }
 
+TEST(RopeDeathTest, PositionOutsideTheTableIsAnInvariant) {
+  const TestContext ctx;
+  const OwnedTensor table = Table(8);
+  OwnedTensor x = Zeros(DType::kFloat16, {1, 2, 8});
+  for (const int32_t position : {-1, static_cast<int32_t>(kPositions)}) {
+    EXPECT_DEATH(Rope(ctx, x, test::Ints({position}), table, x), "check failed");
+    EXPECT_DEATH(RopeBackward(ctx, x, test::Ints({position}), table, x), "check failed");
+  }
+}
+
 }  // namespace
 }  // namespace halfstep

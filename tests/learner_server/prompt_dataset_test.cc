@@ -75,7 +75,7 @@ TEST_F(PromptDatasetTest, SupervisedRowsEndWithTheEndToken) {
 TEST_F(PromptDatasetTest, NamesFileAndLineOfBadRows) {
   const std::string good = "{\"prompt\":\"a\",\"answer\":\"b\"}\n";
   EXPECT_THAT(ErrorOf(good + "{\"prompt\":\"a\"", "BAD_DATASET_ROW"),
-              HasSubstr("data.jsonl:2: not valid JSON"));
+              HasSubstr("data.jsonl:2: the row is not valid JSON"));
   EXPECT_THAT(ErrorOf(good + good + "[1]", "BAD_DATASET_ROW"),
               HasSubstr("data.jsonl:3: a row must be an object, not array"));
   EXPECT_THAT(ErrorOf(good + "{\"prompt\":\"a\",\"reply\":\"b\"}", "BAD_DATASET_ROW"),

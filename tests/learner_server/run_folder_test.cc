@@ -143,5 +143,31 @@ TEST(RunFolderTest, ALineThatDidNotFitOnTheDiskDoesNotJoinTheNext) {
   EXPECT_EQ(ReadText(dir / "run/metrics.jsonl"), "{\"step\":1}\n{\"step\":3}\n");
 }
 
+TEST(RunFolderTest, OpeningClearsWhatALearnerLeftThatDiedWhileItWroteTheModel) {
+  TempDir dir;
+  ASSERT_TRUE(RunFolder::Open(dir / "run", "job").ok());
+  std::filesystem::create_directories(dir / "run/model.tmp.trainer");
+  std::filesystem::create_directories(dir / "run/model.tmp.trainer.replaced");
+  WriteText(dir / "run/model.tmp.trainer.replaced/config.json", "{}");
+  ASSERT_TRUE(RunFolder::Open(dir / "run", "job").ok());
+  EXPECT_FALSE(std::filesystem::exists(dir / "run/model.tmp.trainer"));
+  EXPECT_FALSE(std::filesystem::exists(dir / "run/model.tmp.trainer.replaced"));
+  EXPECT_EQ(ReadText(dir / "run/model/config.json"), "{}");
+}
+
+TEST(RunFolderTest, RemembersHowFarGroupsWereAssigned) {
+  TempDir dir;
+  const auto folder = RunFolder::Open(dir / "run", "job");
+  ASSERT_TRUE(folder.ok());
+  EXPECT_EQ(folder->ReadAssigned().step, 0);
+  ASSERT_TRUE(folder->WriteAssigned({.step = 7, .groups_reassigned = 3}).ok());
+  EXPECT_EQ(folder->ReadAssigned().step, 7);
+  EXPECT_EQ(folder->ReadAssigned().groups_reassigned, 3);
+  for (const char* text : {"", "[]", "{\"step\": -1}", "{\"step\": \"x\"}"}) {
+    WriteText(dir / "run/assigned.json", text);
+    EXPECT_EQ(folder->ReadAssigned().step, 0) << text;
+  }
+}
+
 }  // namespace
 }  // namespace halfstep

@@ -191,6 +191,7 @@ TEST_F(TrainingJobRunnerTest, ResumedRunIsTheSameBits) {
   EXPECT_EQ(parts.weights_digest(), whole.weights_digest());
   EXPECT_EQ(parts.state_digest(), whole.state_digest());
   EXPECT_EQ(parts.tokens_trained(), whole.tokens_trained());
+  EXPECT_EQ(parts.groups_reassigned(), 0);  // it paused between two steps
   EXPECT_EQ(ReadLines(root() + "/parts/metrics.jsonl").size(), 8u);
 }
 
@@ -253,6 +254,9 @@ TEST_F(TrainingJobRunnerTest, CrashLosesOnlyStepsSinceTheCheckpoint) {
   ASSERT_TRUE(third.Run("crashed", spec).ok());
   EXPECT_EQ(third.summary().state_digest(), whole.state_digest());
   EXPECT_EQ(ReadLines(root() + "/crashed/metrics.jsonl").size(), 6u);
+  // The groups of step 5 were given out twice.
+  EXPECT_EQ(whole.groups_reassigned(), 0);
+  EXPECT_EQ(third.summary().groups_reassigned(), spec.batch().prompts());
 }
 
 TEST_F(TrainingJobRunnerTest, CorruptCheckpointIsSetAsideForTheOneBefore) {

@@ -6,9 +6,12 @@
 #include <gtest/gtest.h>
 #include <sys/mount.h>
 
+#include <atomic>
+#include <csignal>
 #include <filesystem>
 #include <functional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "common/base/error_reason.h"
@@ -22,6 +25,7 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::UnorderedElementsAre;
 
 class AtomicDirectoryTest : public ::testing::Test {
  protected:
@@ -43,6 +47,13 @@ class AtomicDirectoryTest : public ::testing::Test {
     ASSERT_FALSE(bytes.empty());
     bytes[bytes.size() / 2] ^= 1;
     WriteBytes(path, bytes);
+  }
+  std::vector<std::string> Names(const std::string& folder) {
+    std::vector<std::string> names;
+    for (const auto& entry : fs::directory_iterator(scratch_ / folder)) {
+      names.push_back(entry.path().filename().string());
+    }
+    return names;
   }
 
   ScratchDirectory scratch_;
@@ -147,6 +158,59 @@ TEST_F(AtomicDirectoryTest, CommittingAStepAgainReplacesIt) {
   Write(store, 3, "new");
   EXPECT_EQ(ReadBytes(store.PathOf(3) + "/state"), "new");
   EXPECT_TRUE(VerifyDirectory(store.PathOf(3)).ok());
+}
+
+TEST_F(AtomicDirectoryTest, WhileADirectoryIsReplacedThereIsAlwaysOne) {
+  const CheckpointStore store = Open();
+  Write(store, 3, "0");
+  std::atomic<bool> done = false;
+  std::thread watcher([&] {
+    while (!done) EXPECT_TRUE(fs::exists(store.PathOf(3)));
+  });
+  for (int i = 1; i <= 50; ++i) Write(store, 3, std::to_string(i));
+  done = true;
+  watcher.join();
+  EXPECT_EQ(ReadBytes(store.PathOf(3) + "/state"), "50");
+  EXPECT_THAT(Names("checkpoints"), UnorderedElementsAre("LATEST", "step_3"));
+}
+
+// A crash right after the exchange of names, and one between the two renames that take its place.
+TEST_F(AtomicDirectoryTest, OpeningFinishesAReplacementThatACrashCutShort) {
+  {
+    const CheckpointStore store = Open();
+    Write(store, 3, "new");
+    Write(store, 4, "old");
+  }
+  fs::create_directory(scratch_ / "checkpoints/step_3.tmp.i0");
+  WriteBytes(scratch_ / "checkpoints/step_3.tmp.i0/state", "old");
+  fs::rename(scratch_ / "checkpoints/step_4", scratch_ / "checkpoints/step_4.tmp.i0.replaced");
+  fs::create_directory(scratch_ / "checkpoints/step_4.tmp.i0");
+  const CheckpointStore store = Open();
+  EXPECT_THAT(Names("checkpoints"), UnorderedElementsAre("LATEST", "step_3", "step_4"));
+  EXPECT_EQ(ReadBytes(store.PathOf(3) + "/state"), "new");
+  EXPECT_EQ(ReadBytes(store.PathOf(4) + "/state"), "old");
+  EXPECT_EQ(store.FindNewest()->step, 4);
+}
+
+TEST_F(AtomicDirectoryTest, AReplacedDirectoryStaysAwayWhereItsSuccessorIs) {
+  {
+    const CheckpointStore store = Open();
+    Write(store, 3, "new");
+  }
+  fs::create_directory(scratch_ / "checkpoints/step_3.tmp.i0.replaced");
+  const CheckpointStore store = Open();
+  EXPECT_THAT(Names("checkpoints"), UnorderedElementsAre("LATEST", "step_3"));
+  EXPECT_EQ(ReadBytes(store.PathOf(3) + "/state"), "new");
+}
+
+TEST_F(AtomicDirectoryTest, LeftoversOfOneNameCanBeRemovedAlone) {
+  for (const char* name :
+       {"model.tmp.a", "model.tmp.b.replaced", "other.tmp.a", "my_model.tmp.a"}) {
+    fs::create_directories(scratch_ / "run/" + name);
+  }
+  ASSERT_TRUE(RemoveLeftovers(scratch_ / "run", "model").ok());
+  EXPECT_THAT(Names("run"), UnorderedElementsAre("model", "other.tmp.a", "my_model.tmp.a"));
+  EXPECT_EQ(RemoveLeftovers(scratch_ / "none").code(), absl::StatusCode::kNotFound);
 }
 
 TEST_F(AtomicDirectoryTest, PruneKeepsTheNewest) {

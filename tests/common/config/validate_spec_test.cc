@@ -144,6 +144,31 @@ TEST(ValidateSpecTest, OptimizerNumbersMustBeUsable) {
       "optimizer.adam", "[0, 1)");
 }
 
+// What rounds to 0, to 1 or to infinity is refused as these are.
+TEST(ValidateSpecTest, NumbersAreJudgedAsTheFloatsThatTrainingComputesWith) {
+  const auto adam = [](double beta1, double beta2, double epsilon) {
+    ExpectRefused(
+        [=](auto& s) {
+          for (const double value : {beta1, beta2, epsilon}) s.mutable_optimizer()->add_adam(value);
+        },
+        "optimizer.adam", "rounded to FP32");
+  };
+  adam(0.9, 0.95, 1e-50);
+  adam(0.9, 0.95, 1e39);
+  adam(0.9, 0.9999999999, 1e-15);
+  adam(0.9999999999, 0.95, 1e-15);
+  for (const double value : {1e-50, 1e39}) {
+    ExpectRefused([=](auto& s) { s.mutable_optimizer()->set_learning_rate(value); },
+                  "optimizer.learning_rate", "above 0");
+    ExpectRefused([=](auto& s) { s.mutable_optimizer()->set_weight_decay(value); },
+                  "optimizer.weight_decay", "0 or more");
+    ExpectRefused([=](auto& s) { s.mutable_optimizer()->set_clip_norm(value); },
+                  "optimizer.clip_norm", "0 for no clipping");
+    ExpectRefused([=](auto& s) { s.mutable_sampling()->set_temperature(value); },
+                  "sampling.temperature", "above 0");
+  }
+}
+
 TEST(ValidateSpecTest, ClipIsForPresetsThatClip) {
   const auto clip = [](std::initializer_list<double> values, v1::AlgorithmPreset preset) {
     return [values = std::vector<double>(values), preset](v1::TrainingJobSpec& s) {

@@ -167,6 +167,21 @@ TEST(ModelConfigTest, AcceptsWhatLeavesTheMathematicsAlone) {
   EXPECT_TRUE(Parse(json).ok()) << Parse(json).status();
 }
 
+// Values are shown in errors, and showing what nests without bound would overflow the stack.
+TEST(ModelConfigTest, RefusesDeepNesting) {
+  const size_t depth = size_t{4} << 20;
+  const std::string deep = std::string(depth, '[') + std::string(depth, ']');
+  const absl::Status config =
+      ParseModelConfig(R"({"model_type": "llama", "hidden_size": )" + deep + "}", "config.json")
+          .status();
+  EXPECT_EQ(config.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(config.message()), HasSubstr("config.json: is nested more than 64 deep"));
+  ModelConfig merged;
+  const absl::Status generation =
+      MergeGenerationConfig(R"({"eos_token_id": )" + deep + "}", "generation_config.json", &merged);
+  EXPECT_EQ(generation.code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST(ModelConfigTest, RefusesSizesThatDoNotFitTogether) {
   const std::pair<const char*, Json> cases[] = {{"vocab_size", 0},
                                                 {"vocab_size", "300"},

@@ -305,7 +305,26 @@ TEST_P(TransformerTest, AnotherOrderOfSummationShowsInTheBits) {
   EXPECT_LT(std::sqrt(difference / norm), 0.1);
 }
 
-TEST(TransformerOverflowTest, SaturatedStoresAreCountedOnceAlsoWithRecomputation) {
+TEST(TrainActivationsTest, TakeWhatBytesSays) {
+  for (const Architecture architecture : {Architecture::kLlama, Architecture::kQwen3}) {
+    const ModelConfig config = TinyConfig(architecture);
+    const auto weights = WeightsFrom(config, RandomMaster(config, 8), DType::kFloat16);
+    PackedBatch batch = Pack(RandomSequences(config, {30, 5}, 9));
+    batch.logit_rows.resize(11);
+    batch.targets.resize(11);
+    for (const Recompute recompute : {Recompute::kNone, Recompute::kLayer}) {
+      TestContext ctx;
+      TrainActivations activations;
+      OwnedTensor hidden("hidden", DType::kFloat16, {11, config.hidden_size});
+      Transformer(config).ForwardTrain(ctx, *weights, batch, recompute, &activations, hidden);
+      size_t held = 0;
+      for (const MemoryUse& use : MemoryReport()) held += use.name == "activations" ? use.bytes : 0;
+      EXPECT_EQ(held, TrainActivations::Bytes(config, DType::kFloat16, 35, 11, recompute));
+    }
+  }
+}
+
+TEST(TransformerOverflowTest, TheBackwardCountsNoSaturatedStores) {
   const ModelConfig config = TinyConfig(Architecture::kQwen2);
   ParameterBuffer master = RandomMaster(config, 8);
   const Tensor gate_up = master.view(master.layout().layers()[1].gate_up);
@@ -315,8 +334,15 @@ TEST(TransformerOverflowTest, SaturatedStoresAreCountedOnceAlsoWithRecomputation
   const OwnedTensor dhidden = RandomTensor(DType::kFloat16, {30, config.hidden_size}, 0.1f, 10);
   const Gradients kept = Train(*weights, {sequences}, dhidden, Recompute::kNone);
   const Gradients recomputed = Train(*weights, {sequences}, dhidden, Recompute::kLayer);
-  EXPECT_GT(kept.saturated, 0);
-  EXPECT_EQ(kept.saturated, recomputed.saturated);
+
+  TestContext forward_ctx;
+  TrainActivations activations;
+  OwnedTensor hidden("hidden", DType::kFloat16, dhidden.view().shape());
+  Transformer(config).ForwardTrain(forward_ctx, *weights, Pack(sequences), Recompute::kNone,
+                                   &activations, hidden);
+  EXPECT_GT(forward_ctx.saturated(), 0);
+  EXPECT_EQ(kept.saturated, forward_ctx.saturated());
+  EXPECT_EQ(recomputed.saturated, forward_ctx.saturated());
 }
 
 // sum(dhidden * hidden) along random directions of each parameter, central differences against
