@@ -88,10 +88,10 @@ class SafetensorsFolder {
 
   // True when the folder holds one of the two.
   static bool Exists(const std::string& directory);
-  // Links must stay below `root` (CheckUnder). NOT_FOUND, reason MODEL_WITHOUT_WEIGHTS, when it holds
-  // neither. INVALID_ARGUMENT, reason INVALID_SAFETENSORS, for an index that is malformed, names a
-  // file outside the folder, or disagrees with its shards. An index that names a missing shard is
-  // NOT_FOUND.
+  // Links must stay below `root` (CheckUnder). NOT_FOUND, reason MODEL_WITHOUT_WEIGHTS, when it
+  // holds neither. INVALID_ARGUMENT, reason INVALID_SAFETENSORS, for an index that is malformed,
+  // names a file outside the folder, or disagrees with its shards. An index that names a missing
+  // shard is NOT_FOUND.
   static absl::StatusOr<SafetensorsFolder> Open(const std::string& directory,
                                                 const std::string& root = "");
 

@@ -93,9 +93,9 @@ class Trainer {
   bool metrics_failed_ = false;  // said once
   bool samples_failed_ = false;  // likewise
   BufferCounters exported_counters_;
-  int64_t samples_unsettled_ = 0;         // exported as arrived, neither as trained nor as dropped
-  RunFolder::Assigned assigned_;  // by this attempt and earlier ones of this run
-  int64_t assigned_here_ = 0;     // the last step that this attempt gave to rollouts
+  int64_t samples_unsettled_ = 0;  // exported as arrived, neither as trained nor as dropped
+  RunFolder::Assigned assigned_;   // by this attempt and earlier ones of this run
+  int64_t assigned_here_ = 0;      // the last step that this attempt gave to rollouts
   // Not by the pool of this attempt: by earlier ones, and what they had assigned and lost.
   int64_t groups_reassigned_before_ = 0;
 };

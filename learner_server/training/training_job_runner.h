@@ -42,8 +42,8 @@ struct CheckReport {
 
 // One job at a time. A job whose checkpoints all fail to verify pauses with reason
 // NO_SOUND_CHECKPOINT, and nothing in its folder changes.
-// A run that finds no room for its folder or for the trained model pauses too, reason DISK_FULL; one
-// that finds none for a checkpoint says so and goes on.
+// A run that finds no room for its folder or for the trained model pauses too, reason DISK_FULL;
+// one that finds none for a checkpoint says so and goes on.
 class TrainingJobRunner final : public JobRunner {
  public:
   // `pool` and `metrics` must outlive it.

@@ -89,10 +89,10 @@ absl::Status Engine::Loop::Validate(const GroupRequest& request) const {
   const int64_t tokens =
       static_cast<int64_t>(request.prompt.size()) + request.sampling.max_new_tokens;
   if (tokens > options_.max_sequence_tokens) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "a prompt of ", request.prompt.size(), " tokens and ", request.sampling.max_new_tokens,
-        " new ones exceed the longest sequence of ", options_.max_sequence_tokens,
-        " tokens; ask for fewer"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("a prompt of ", request.prompt.size(), " tokens and ",
+                     request.sampling.max_new_tokens, " new ones exceed the longest sequence of ",
+                     options_.max_sequence_tokens, " tokens; ask for fewer"));
   }
   if (request.samples < 1 || request.samples > options_.max_outstanding ||
       request.samples > kMaxSampleIndex) {
