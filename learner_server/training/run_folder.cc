@@ -14,6 +14,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "common/base/error_reason.h"
 #include "common/base/file.h"
@@ -61,7 +62,7 @@ std::optional<MetricsLineKind> KindOf(const std::string& line) {
 }
 
 // The step that a line of samples.jsonl begins with.
-std::optional<int64_t> LeadingStep(std::string_view line) {
+std::optional<int64_t> LeadingStep(absl::string_view line) {
   int64_t step = 0;
   if (!absl::ConsumePrefix(&line, "{\"step\":") ||
       !absl::SimpleAtoi(line.substr(0, line.find(',')), &step)) {
