@@ -195,6 +195,7 @@ absl::Status Trainer::EvaluateIfDue() {
                             Evaluate(*parts_.settings, parts_.max_positions, *parts_.eval_prompts,
                                      {progress.step, progress.policy_version}, parts_.client));
   progress.evaluated_step = progress.step;
+  checkpoint_step_ = -1;  // what there may be of this step does not know of the evaluation
   if (progress.step == 0) {
     progress.base_accuracy = evaluation.accuracy;
     progress.base_greedy = evaluation.greedy;
