@@ -388,7 +388,7 @@ void RefuseOtherMathematics(Architecture architecture, FieldReader* in) {
 
 absl::StatusOr<Json> ParseObject(const std::string& text, const std::string& source) {
   absl::StatusOr<Json> json = ParseJson(text);
-  if (!json.ok()) return Malformed(source, json.status().message());
+  if (!json.ok()) return Malformed(source, std::string(json.status().message()));
   if (!json->is_object()) {
     return Malformed(source, "must be a JSON object");
   }

@@ -32,6 +32,7 @@ namespace halfstep::v1 {
 class Credit;
 class Hello;
 class JobLoaded;
+class Leaving;
 class RolloutFailure;
 class RolloutHeartbeat;
 class RolloutMessage;
