@@ -49,7 +49,6 @@ class FaultyPool final : public RolloutPool {
     }
     pool_.Assign(std::move(good));
   }
-  void Abandon(const std::vector<GroupKey>& groups) override { pool_.Abandon(groups); }
   RolloutPoolStatus Status() const override { return pool_.Status(); }
 
  private:

@@ -162,7 +162,7 @@ TEST_F(TrainingJobRunnerTest, OneFlippedBitInTheWeightsOfARolloutShowsAsMismatch
 
 TEST_F(TrainingJobRunnerTest, MetricsTellOneRunFromTheNext) {
   LocalRolloutPool pool;
-  pool.CorruptWeights(7);
+  pool.FlipABitOfTheWeights();
   TinyLearner learner(root(), &pool);
   v1::TrainingJobSpec lagging = TinyWorkplace::RlSpec("lagging", 4);
   lagging.mutable_batch()->set_lag(1);
