@@ -43,7 +43,9 @@ absl::StatusOr<std::string> ReadColumn(const nlohmann::json& object, const std::
 
 absl::StatusOr<JsonlRow> ReadRow(const std::string& text, const std::vector<std::string>& columns) {
   const absl::StatusOr<nlohmann::json> parsed = ParseJson(text);
-  if (!parsed.ok()) return WithContext(parsed.status(), "the row");
+  if (!parsed.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("the row ", parsed.status().message()));
+  }
   const nlohmann::json& object = *parsed;
   if (!object.is_object()) {
     return absl::InvalidArgumentError(

@@ -18,6 +18,7 @@
 #include "halfstep/v1/weights.grpc.pb.h"
 #include "kernels/workspace.h"
 #include "learner_server/rollout_coordination/rollout_coordination_service.h"
+#include "learner_server/rollout_coordination/weight_service.h"
 #include "rollout_server/rollout_server.h"
 #include "tests/learner_server/tiny_job.h"
 
@@ -27,49 +28,52 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
+// Writes one message and ends.
+template <class Chunk>
+class OneChunk final : public grpc::ServerWriteReactor<Chunk> {
+ public:
+  explicit OneChunk(Chunk chunk) : chunk_(std::move(chunk)) {
+    this->StartWriteAndFinish(&chunk_, grpc::WriteOptions(), grpc::Status::OK);
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  const Chunk chunk_;
+};
+
 // Serves a coordinator's weights; in the first `flips` fetches one bit is another.
-class FlippingWeightService final : public v1::WeightService::Service {
+class FlippingWeightService final : public v1::WeightService::CallbackService {
  public:
   FlippingWeightService(const RolloutCoordinator* coordinator, int flips)
-      : coordinator_(coordinator), flips_(flips) {}
+      : real_(coordinator), coordinator_(coordinator), flips_(flips) {}
 
   // Called at the start of each fetch with its number, from 1. Set before the first.
   std::function<void(int)> on_fetch;
   int fetches() const { return fetches_; }
 
-  grpc::Status FetchWeights(grpc::ServerContext*, const v1::FetchWeightsRequest* request,
-                            grpc::ServerWriter<v1::WeightChunk>* writer) override {
+  grpc::ServerWriteReactor<v1::WeightChunk>* FetchWeights(
+      grpc::CallbackServerContext* context, const v1::FetchWeightsRequest* request) override {
     const int number = ++fetches_;
     if (on_fetch) on_fetch(number);
     const auto set = coordinator_->FindWeights(request->job_epoch(),
                                                {request->version(), request->manifest_digest()});
-    if (set == nullptr) return {grpc::StatusCode::NOT_FOUND, "not held"};
+    if (set == nullptr || number > flips_) return real_.FetchWeights(context, request);
     v1::WeightChunk chunk;
     chunk.set_offset(request->offset());
     chunk.set_data(set->bytes().data() + request->offset(),
                    set->bytes().size() - request->offset());
-    if (number <= flips_) {
-      char& byte = chunk.mutable_data()->at(chunk.data().size() / 2);
-      byte = static_cast<char>(byte ^ 1);
-    }
-    writer->Write(chunk);
-    return grpc::Status::OK;
+    char& byte = chunk.mutable_data()->at(chunk.data().size() / 2);
+    byte = static_cast<char>(byte ^ 1);
+    return new OneChunk<v1::WeightChunk>(std::move(chunk));
   }
 
-  grpc::Status FetchModel(grpc::ServerContext*, const v1::FetchModelRequest* request,
-                          grpc::ServerWriter<v1::ModelFileChunk>* writer) override {
-    const auto job = coordinator_->FindJob(request->job_epoch());
-    if (job == nullptr) return {grpc::StatusCode::NOT_FOUND, "not running"};
-    for (const ModelFile& file : job->files) {
-      v1::ModelFileChunk chunk;
-      chunk.set_file_name(file.name);
-      chunk.set_data(file.bytes);
-      writer->Write(chunk);
-    }
-    return grpc::Status::OK;
+  grpc::ServerWriteReactor<v1::ModelFileChunk>* FetchModel(
+      grpc::CallbackServerContext* context, const v1::FetchModelRequest* request) override {
+    return real_.FetchModel(context, request);
   }
 
  private:
+  WeightService real_;
   const RolloutCoordinator* const coordinator_;
   const int flips_;
   std::atomic<int> fetches_ = 0;

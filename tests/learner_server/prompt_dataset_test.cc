@@ -80,7 +80,7 @@ TEST_F(PromptDatasetTest, NamesFileAndLineOfBadRows) {
               HasSubstr("data.jsonl:3: a row must be an object, not array"));
   EXPECT_THAT(ErrorOf(good + "{\"prompt\":\"a\",\"reply\":\"b\"}", "BAD_DATASET_ROW"),
               HasSubstr("data.jsonl:2: no column \"answer\"; the row has prompt, reply; name the "
-                        "right one in data.columns"));
+                        "right one (data.columns of a job"));
   EXPECT_THAT(ErrorOf("{\"prompt\":null,\"answer\":\"b\"}", "BAD_DATASET_ROW"),
               HasSubstr("data.jsonl:1: column \"prompt\" holds null"));
   EXPECT_THAT(ErrorOf("{\"prompt\":\"\",\"answer\":\"b\"}", "BAD_DATASET_ROW"),

@@ -91,7 +91,7 @@ TEST(ExportTest, ARunStartsWithItsOwnVersionLagAndBoundAndNothingCompared) {
   EXPECT_GT(metrics.last_step_timestamp.Value(), 1e9);
   // In the spelling that Prometheus reads.
   EXPECT_THAT(registry.Scrape(),
-              testing::HasSubstr("halfstep_learner_mismatch_logprob_abs_max NaN\n"));
+              testing::HasSubstr("halfstep_learner_mismatch_logprob_abs_max Nan\n"));
 }
 
 }  // namespace

@@ -176,6 +176,7 @@ class TinyLearner {
                        const RolloutClientOptions& rollouts = {})
       : metrics_(registry_),
         runner_({.root = root,
+                 .state = "",
                  .incarnation = "test",
                  .threads = 1,
                  .scoring_threads = 1,

@@ -139,7 +139,7 @@ TEST_F(SafetensorsTest, RefusesHeadersThatAreNoHeaders) {
                                R"("data_offsets":[0,0]}})",
                                0),
                 "twice");
-  ExpectRefused(FileWithHeader(R"({"a":[[[[[[1]]]]]]})", 0), "deeply");
+  ExpectRefused(FileWithHeader(R"({"a":[[[[[[1]]]]]]})", 0), "nested more than 3 deep");
   ExpectRefused(FileWithHeader(R"({"__metadata__":{"x":1}})", 0), "__metadata__");
 }
 
