@@ -14,8 +14,9 @@ build_packages=(
   libcli11-dev libspdlog-dev libyaml-cpp-dev nlohmann-json3-dev
   libhwy-dev libpcre2-dev libsqlite3-dev libutf8proc-dev libxxhash-dev
   libbenchmark-dev libgmock-dev libgtest-dev
+  python3
 )
-test_packages=(clang-format-14 clang-tidy-14 git prometheus python3)
+test_packages=(clang-format-14 clang-tidy-14 git prometheus)
 
 case "${1:-test}" in
   build) packages=("${build_packages[@]}") ;;
