@@ -218,7 +218,7 @@ class FakeRollout {
   bool committed_while_busy = false;
 
  private:
-  void Forget(const GroupKey& key) {
+  void Forget(GroupKey key) {  // by value: it may be the key of what is erased
     groups.erase(key);
     sent_.erase(key);
     ++finished_;
