@@ -166,8 +166,9 @@ class FakeRollout {
       ToProto(sample, message.mutable_samples()->add_samples());
     Put(std::move(message));
   }
-  // Delivers one; the group is finished once all of its samples were.
-  void SendSample(const GroupKey& key, uint32_t index) {
+  // Delivers one; the group is finished once all of its samples were. Keys come by value where the
+  // entry that holds them may be erased.
+  void SendSample(GroupKey key, uint32_t index) {
     const GroupAssignment assignment = groups.at(key);
     sent_[key].insert(index);
     const bool last = sent_[key].size() == assignment.samples;
@@ -218,7 +219,7 @@ class FakeRollout {
   bool committed_while_busy = false;
 
  private:
-  void Forget(GroupKey key) {  // by value: it may be the key of what is erased
+  void Forget(GroupKey key) {
     groups.erase(key);
     sent_.erase(key);
     ++finished_;
