@@ -86,20 +86,26 @@ struct Output {
   int64_t columns;
   bool saturate;
 
-  // Stores one row of a panel; returns how many stores were saturated.
-  size_t Store(int64_t row, int64_t panel, const float* chains) const {
+  // Stores rows [row, row + rows) of a panel, whose chains are `stride` apart; returns how many
+  // stores were saturated.
+  size_t Store(int64_t row, int64_t rows, int64_t panel, const float* chains,
+               int64_t stride) const {
     const int64_t column = panel * kPanelColumns;
     const int64_t count = std::min(kPanelColumns, columns - column);
     Y* to = y + row * columns + column;
     size_t saturated = 0;
     for (int64_t j = 0; j < count; j += 16) {
-      const auto used = static_cast<size_t>(count - j);
-      F32x16 v = Load16(chains + j);
-      if (bias != nullptr) v = v + Load16(bias + column + j, used);
-      if (saturate) {
-        saturated += StoreSaturated16(v, to + j, used < 16 ? used : 16);
-      } else {
-        Store16(v, to + j, used);
+      const auto used = static_cast<size_t>(std::min<int64_t>(16, count - j));
+      const F32x16 b = bias == nullptr ? Zero16() : Load16(bias + column + j, used);
+      for (int64_t r = 0; r < rows; ++r) {
+        F32x16 v = Load16(chains + r * stride + j);
+        if (bias != nullptr) v = v + b;  // a sum of -0 stays -0 without one
+        Y* const element = to + r * columns + j;
+        if (saturate) {
+          saturated += StoreSaturated16(v, element, used);
+        } else {
+          Store16(v, element, used);
+        }
       }
     }
     return saturated;

@@ -18,14 +18,21 @@
 HWY_BEFORE_NAMESPACE();
 namespace halfstep::cpu::HWY_NAMESPACE {
 
-// 14 rows by 2 registers fill 28 of the 32 AVX-512 registers, 6 by 2 fill 12 of the 16 AVX2 ones.
 #if HWY_MAX_BYTES == 64
+inline constexpr int kVectorRegisters = 32;
 inline constexpr int kGemmTileRows = 14;
 #else
+inline constexpr int kVectorRegisters = 16;
 inline constexpr int kGemmTileRows = 6;
 #endif
 inline constexpr int64_t kTileLanes = static_cast<int64_t>(kPartLanes);
 inline constexpr int64_t kTileColumns = 2 * kTileLanes;
+
+// The rows a tile of kVecs registers by kPanels groups of columns may have: its chains, one step of
+// the right factor and one element of the left one are registers.
+template <int kVecs, int kPanels>
+inline constexpr int kMaxGemmTileRows =
+    std::min(kGemmTileRows, (kVectorRegisters - 1) / (kVecs * kPanels) - 1);
 
 // Row r, step k of the left factor is at a[r * a_row + k * a_step]; step k, column j of the right
 // one at b[k * b_step + j], and b_panel further on for each further group of columns of a wide
@@ -41,27 +48,34 @@ struct TileArgs {
   float* c;
   int64_t c_row;
   bool continued;  // c holds the chain so far
-  // What is read after this tile: a line every `next_step` bytes is brought to the L2 cache, one in
-  // `next_interval` steps, so that requests spread over the time that the tile takes.
+  // What comes after this tile, if it does not stream: a line of the right factor (kRows, to the L2
+  // cache) or of c (kPacked, two lines, to the L1 cache) every `next_step` bytes is asked for in one
+  // of `next_interval` turns of kTurnSteps steps, so that requests spread over the tile's time.
   const void* next;
   int64_t next_step;
   int64_t next_interval;
 };
 
-// Steps of a left factor packed for tiles: a_row is 1, and a_step this.
-inline constexpr int64_t kPackedRows = 16;
+// Steps per turn of a tile's loop. Counting and advancing cost a tile of 12 multiply-adds a fifth
+// of its instructions, and the number of instructions limits a core that two threads share.
+inline constexpr int kTurnSteps = 4;
 
-// The rows a tile of kVecs registers by kPanels groups of columns may have.
-template <int kVecs, int kPanels>
-inline constexpr int kMaxGemmTileRows = std::min(kGemmTileRows,
-                                                 2 * kGemmTileRows / (kVecs * kPanels));
+// Steps of a left factor packed for tiles: a_row is 1, and a_step this.
+inline constexpr int64_t kPackedRows = (kGemmTileRows + 7) / 8 * 8;
+
+// How a tile reads its factors.
+enum class TileSource {
+  kRows,    // the left factor by rows: a_step is 1
+  kStream,  // the same, and the right factor comes from memory, which is asked for ahead
+  kPacked,  // the left factor packed
+};
 
 template <class B>
 using TileFunction = void (*)(const TileArgs<B>&);
 
-// The tile of `rows` (1 to kMaxGemmTileRows) by kPanels groups of kVecs registers; kPackedLeft: the
-// left factor is packed. Defined in gemm_tiles.cc for the shapes that the products use.
-template <int kVecs, int kPanels, bool kPackedLeft, class B>
+// The tile of `rows` (1 to kMaxGemmTileRows) by kPanels groups of kVecs registers. Defined in
+// gemm_tiles.cc for the shapes that the products use.
+template <int kVecs, int kPanels, TileSource kSource, class B>
 TileFunction<B> TileFor(int64_t rows);
 
 }  // namespace halfstep::cpu::HWY_NAMESPACE

@@ -17,9 +17,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace halfstep::cpu::HWY_NAMESPACE {
 
-// How far ahead of the tile the right factor is brought to the L1 cache.
-inline constexpr int64_t kNearBytes = 512;
-
+// How far ahead of a tile the memory that it streams is asked for, over all its panels.
+inline constexpr int64_t kStreamBytes = 4096;
 // Calls f with the compile-time constants 0 .. count - 1: an array indexed only by them is a set of
 // registers at every optimisation level.
 template <int count, class F>
@@ -28,6 +27,13 @@ HWY_INLINE void Unroll(const F& f) {
     (f(std::integral_constant<int, i>()), ...);
   }
   (std::make_integer_sequence<int, count>());
+}
+
+// sum += a * b in one rounding, in the register that holds the sum. Through an intrinsic the
+// compiler may write the sum over a factor instead, and in a tile that fills all registers it does,
+// at the price of moves and spilled chains.
+HWY_INLINE void MultiplyAdd(hn::Vec<F32> a, hn::Vec<F32> b, hn::Vec<F32>& sum) {
+  asm("vfmadd231ps %2, %1, %0" : "+v"(sum.raw) : "v"(a.raw), "v"(b.raw));
 }
 
 // Byte offsets of the rows of an unpacked left factor, from two base pointers seven rows apart and
@@ -40,9 +46,11 @@ HWY_INLINE int64_t RowOffset(int64_t one, int64_t three, int64_t five) {
   return five;
 }
 
-template <int kRows, int kVecs, int kPanels, bool kPackedLeft, class B>
+template <int kRows, int kVecs, int kPanels, TileSource kSource, class B>
 HWY_NOINLINE void Tile(const TileArgs<B>& args) {
   constexpr int kColumns = kVecs * kPanels;
+  constexpr bool kPacked = kSource == TileSource::kPacked;
+  constexpr int64_t kStepBytes = (kPacked ? kPackedRows : 1) * sizeof(float);
   const TileArgs<B> t = args;
   hn::Vec<F32> acc[kRows][kColumns];
   if (t.continued) {
@@ -61,36 +69,48 @@ HWY_NOINLINE void Tile(const TileArgs<B>& args) {
   const char* low = reinterpret_cast<const char*>(t.a);
   const char* high = low + 7 * one;
   const B* b = t.b;
-  const char* next = static_cast<const char*>(t.next);
-  int64_t until_next = 1;
-  for (int64_t k = t.steps; k > 0; --k) {
+  const auto step = [&](auto u) HALFSTEP_INLINE_LAMBDA {
     hn::Vec<F32> right[kColumns];
-    if (--until_next == 0) {
-      __builtin_prefetch(next, kPackedLeft ? 1 : 0, kPackedLeft ? 3 : 2);
-      if constexpr (kPackedLeft) __builtin_prefetch(next + 64, 1, 3);
-      next += t.next_step;
-      until_next = t.next_interval;
-    }
     Unroll<kPanels>([&](auto p) HALFSTEP_INLINE_LAMBDA {
-      __builtin_prefetch(b + p * t.b_panel + kNearBytes / sizeof(B), 0, 3);
+      const B* const from = b + u * t.b_step + p * t.b_panel;
+      if constexpr (kSource == TileSource::kStream) {
+        __builtin_prefetch(reinterpret_cast<const char*>(from) + kStreamBytes / kPanels, 0, 3);
+      }
       Unroll<kVecs>([&](auto v) HALFSTEP_INLINE_LAMBDA {
-        right[p * kVecs + v] = LoadPart(b + p * t.b_panel + v * kTileLanes);
+        right[p * kVecs + v] = LoadPart(from + v * kTileLanes);
       });
     });
     Unroll<kRows>([&](auto r) HALFSTEP_INLINE_LAMBDA {
       const char* address = low + 4 * r;
-      if constexpr (!kPackedLeft) {
-        address = (r < 7 ? low : high) + RowOffset<r % 7>(one, three, five);
-      }
-      const auto left = hn::Set(kF32, *reinterpret_cast<const float*>(address));
+      if constexpr (!kPacked) address = (r < 7 ? low : high) + RowOffset<r % 7>(one, three, five);
+      const auto left =
+          hn::Set(kF32, *reinterpret_cast<const float*>(address + u * kStepBytes));
       Unroll<kColumns>([&](auto j) HALFSTEP_INLINE_LAMBDA {
-        acc[r][j] = hn::MulAdd(left, right[j], acc[r][j]);
+        MultiplyAdd(left, right[j], acc[r][j]);
       });
     });
-    constexpr int64_t kStepBytes = (kPackedLeft ? kPackedRows : 1) * sizeof(float);
-    low += kStepBytes;
-    high += kStepBytes;
-    b += t.b_step;
+  };
+  const auto advance = [&](int64_t steps) HALFSTEP_INLINE_LAMBDA {
+    low += steps * kStepBytes;
+    high += steps * kStepBytes;
+    b += steps * t.b_step;
+  };
+  int64_t left_steps = t.steps;
+  const char* next = static_cast<const char*>(t.next);
+  int64_t until_next = 1;
+  for (; left_steps >= kTurnSteps; left_steps -= kTurnSteps) {
+    if (kSource != TileSource::kStream && --until_next == 0) {
+      __builtin_prefetch(next, kPacked ? 1 : 0, kPacked ? 3 : 2);
+      if constexpr (kPacked) __builtin_prefetch(next + 64, 1, 3);
+      next += t.next_step;
+      until_next = t.next_interval;
+    }
+    Unroll<kTurnSteps>(step);
+    advance(kTurnSteps);
+  }
+  for (; left_steps > 0; --left_steps) {
+    step(std::integral_constant<int, 0>());
+    advance(1);
   }
   Unroll<kRows>([&](auto r) HALFSTEP_INLINE_LAMBDA {
     Unroll<kColumns>([&](auto j) HALFSTEP_INLINE_LAMBDA {
@@ -99,35 +119,40 @@ HWY_NOINLINE void Tile(const TileArgs<B>& args) {
   });
 }
 
-template <int kVecs, int kPanels, bool kPackedLeft, class B, size_t... kRow>
+template <int kVecs, int kPanels, TileSource kSource, class B, size_t... kRow>
 constexpr std::array<TileFunction<B>, sizeof...(kRow)> Table(std::index_sequence<kRow...>) {
-  return {&Tile<static_cast<int>(kRow) + 1, kVecs, kPanels, kPackedLeft, B>...};
+  return {&Tile<static_cast<int>(kRow) + 1, kVecs, kPanels, kSource, B>...};
 }
 
-template <int kVecs, int kPanels, bool kPackedLeft, class B>
+template <int kVecs, int kPanels, TileSource kSource, class B>
 TileFunction<B> TileFor(int64_t rows) {
-  static constexpr auto kTable = Table<kVecs, kPanels, kPackedLeft, B>(
+  static constexpr auto kTable = Table<kVecs, kPanels, kSource, B>(
       std::make_index_sequence<kMaxGemmTileRows<kVecs, kPanels>>());
   return kTable[static_cast<size_t>(rows - 1)];
 }
 
+#define HALFSTEP_TILE_(kVecs, kPanels, kSource, B) \
+  template TileFunction<B> TileFor<kVecs, kPanels, TileSource::kSource, B>(int64_t)
 #if HWY_MAX_BYTES == 64
-#define HALFSTEP_WIDE_TILES_(B)                              \
-  template TileFunction<B> TileFor<2, 2, false, B>(int64_t); \
-  template TileFunction<B> TileFor<2, 4, false, B>(int64_t)
+#define HALFSTEP_TILES_(B)         \
+  HALFSTEP_TILE_(1, 1, kStream, B); \
+  HALFSTEP_TILE_(2, 1, kStream, B); \
+  HALFSTEP_TILE_(2, 2, kStream, B); \
+  HALFSTEP_TILE_(2, 4, kStream, B)
+HALFSTEP_TILE_(1, 1, kRows, float);
+HALFSTEP_TILE_(2, 1, kRows, float);
 #else
-#define HALFSTEP_WIDE_TILES_(B) template TileFunction<B> TileFor<4, 1, false, B>(int64_t)
+#define HALFSTEP_TILES_(B)         \
+  HALFSTEP_TILE_(2, 1, kStream, B); \
+  HALFSTEP_TILE_(4, 1, kStream, B); \
+  HALFSTEP_TILE_(2, 1, kRows, B)
 #endif
-#define HALFSTEP_TILES_(B)                                   \
-  template TileFunction<B> TileFor<1, 1, false, B>(int64_t); \
-  template TileFunction<B> TileFor<2, 1, false, B>(int64_t); \
-  HALFSTEP_WIDE_TILES_(B)
 HALFSTEP_TILES_(float);
 HALFSTEP_TILES_(Float16);
 HALFSTEP_TILES_(BFloat16);
-template TileFunction<float> TileFor<2, 1, true, float>(int64_t);
+HALFSTEP_TILE_(2, 1, kPacked, float);
 #undef HALFSTEP_TILES_
-#undef HALFSTEP_WIDE_TILES_
+#undef HALFSTEP_TILE_
 
 }  // namespace halfstep::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

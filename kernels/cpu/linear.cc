@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// y = x W^T and dx = dy W, in two ways: few rows read the packed weight in place, once; many rows
-// convert blocks of both factors to FP32 first, so that a conversion serves many multiply-adds.
+// y = x W^T and dx = dy W, in two ways: few rows read the packed weight once, in one stream; many
+// rows take it in blocks that stay in cache. The left factor is always converted to FP32 first, the
+// right one where a conversion must serve many multiply-adds to be cheap.
 #include "kernels/cpu/linear.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -8,6 +9,7 @@
 #include "hwy/foreach_target.h"  // must come before highway.h
 
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cpu/dispatch_float.h"
 #include "kernels/cpu/factors-inl.h"
@@ -18,16 +20,16 @@
 HWY_BEFORE_NAMESPACE();
 namespace halfstep::cpu::HWY_NAMESPACE {
 
-// Steps of the inner index for which a converted panel (128 bytes a step) stays in the L1 cache
-// beside the rows of a tile.
-inline constexpr int64_t kBlockSteps = 192;
+// Bytes of a panel, as the tiles read it, that stay in the L1 cache beside the rows of a tile.
+inline constexpr int64_t kBlockBytes = 24 * 1024;
+// Whether tiles convert a packed right factor themselves, each time that they read it. It costs the
+// narrow tiles of AVX2 nothing; tiles of AVX-512 have no instruction to spare.
+inline constexpr bool kTilesConvert = HWY_MAX_BYTES != 64;
 // Rows and panels of a block, for which converted rows and unfinished chains stay in the L2 cache.
 inline constexpr int64_t kBlockRows = 252;
 inline constexpr int64_t kBlockPanels = 16;
 // FP32 elements of whole rows that stay in the L2 cache.
 inline constexpr int64_t kWholeRowElements = 256 * 1024;
-// How far ahead of a panel that is read in place the memory is asked for.
-inline constexpr int64_t kFarBytes = 2048;
 // Work below which a second thread costs more than it brings, in multiply-adds and in weight bytes.
 inline constexpr int64_t kParallelMultiplyAdds = 400 * 1000;
 inline constexpr int64_t kParallelBytes = 192 * 1024;
@@ -64,16 +66,17 @@ class FewRows {
       size_t saturated = 0;
       // The fewer rows, the more panels at once: chains in flight and streams to read.
       if constexpr (kTileColumns == kPanelColumns) {
-        if (rows_ <= kGemmTileRows / 4) {
+        if (rows_ <= kMaxGemmTileRows<2, 4>) {
           panel = RunPanels<2, 4>(left, stride, panel, last, &saturated);
-        } else if (rows_ <= kGemmTileRows / 2) {
+        } else if (rows_ <= kMaxGemmTileRows<2, 2>) {
           panel = RunPanels<2, 2>(left, stride, panel, last, &saturated);
         }
         panel = RunPanels<2, 1>(left, stride, panel, last, &saturated);
         RunPanels<1, 1>(left, stride, panel, last, &saturated);
       } else {
-        if (rows_ <= kGemmTileRows / 2)
+        if (rows_ <= kMaxGemmTileRows<4, 1>) {
           panel = RunPanels<4, 1>(left, stride, panel, last, &saturated);
+        }
         RunHalfPanels(left, stride, panel, last, &saturated);
       }
       CountSaturated(ctx, static_cast<int64_t>(saturated));
@@ -91,9 +94,6 @@ class FewRows {
     args.b_step = PanelWidth(right_.columns, panel);
     args.b_panel = kPanelColumns * right_.inner;
     args.steps = right_.inner;
-    args.next = args.b + kFarBytes / static_cast<int64_t>(sizeof(T));
-    args.next_step = right_.StepBytes();
-    args.next_interval = 1;
     return args;
   }
 
@@ -104,19 +104,15 @@ class FewRows {
                     size_t* saturated) const {
     constexpr int64_t kWidth = kVecs * kTileLanes;
     float chains[kMaxGemmTileRows<kVecs, kPanels> * kPanels * kWidth];
-    const TileFunction<T> tile = TileFor<kVecs, kPanels, false, T>(rows_);
+    const TileFunction<T> tile = TileFor<kVecs, kPanels, TileSource::kStream, T>(rows_);
     for (; panel + kPanels <= last; panel += kPanels) {
       if (PanelWidth(right_.columns, panel + kPanels - 1) != kWidth) break;
       TileArgs<T> args = Args(left, stride, panel);
       args.c = chains;
       args.c_row = kPanels * kWidth;
-      if (kPanels > 1) args.next = args.b + kPanels * args.b_panel;
-      args.next_step *= kPanels;
       tile(args);
-      for (int64_t r = 0; r < rows_; ++r) {
-        for (int64_t p = 0; p < kPanels; ++p) {
-          *saturated += out_.Store(r, panel + p, chains + (r * kPanels + p) * kWidth);
-        }
+      for (int64_t p = 0; p < kPanels; ++p) {
+        *saturated += out_.Store(0, rows_, panel + p, chains + p * kWidth, kPanels * kWidth);
       }
     }
     return panel;
@@ -126,7 +122,7 @@ class FewRows {
   void RunHalfPanels(const float* left, int64_t stride, int64_t panel, int64_t last,
                      size_t* saturated) const {
     float chains[kGemmTileRows * kPanelColumns];
-    const TileFunction<T> tile = TileFor<2, 1, false, T>(rows_);
+    const TileFunction<T> tile = TileFor<2, 1, TileSource::kStream, T>(rows_);
     for (; panel < last; ++panel) {
       TileArgs<T> args = Args(left, stride, panel);
       args.c_row = kPanelColumns;
@@ -135,9 +131,7 @@ class FewRows {
         args.c = chains + column;
         tile(args);
       }
-      for (int64_t r = 0; r < rows_; ++r) {
-        *saturated += out_.Store(r, panel, chains + r * kPanelColumns);
-      }
+      *saturated += out_.Store(0, rows_, panel, chains, kPanelColumns);
     }
   }
 
@@ -162,7 +156,7 @@ class ManyRows {
         right_(right),
         out_(out),
         panels_(CeilDivide(right.columns, kPanelColumns)),
-        step_blocks_(std::max<int64_t>(1, CeilDivide(right.inner, kBlockSteps))),
+        step_blocks_(std::max<int64_t>(1, CeilDivide(right.inner, kMaxBlockSteps))),
         block_steps_(CeilDivide(CeilDivide(right.inner, step_blocks_), 16) * 16),
         whole_rows_(Right::kPacked && right.inner * kBlockRows / 2 <= kWholeRowElements),
         // An odd number of cache lines, so that the rows of a tile do not share a cache set.
@@ -175,7 +169,7 @@ class ManyRows {
     const int threads = tasks == 1 ? 1 : Threads(ctx);
     const int64_t block_rows = CeilDivide(rows_, row_blocks_);
     const int64_t left_floats = block_rows * left_stride_;
-    const int64_t panel_floats = kBlockSteps * kPanelColumns;
+    const int64_t panel_floats = kInPlace ? 0 : kMaxBlockSteps * kPanelColumns;
     const int64_t chain_panels = whole_rows_ ? 1 : CeilDivide(panels_, groups_);
     const int64_t chain_floats =
         std::max<int64_t>(block_rows, kGemmTileRows) * chain_panels * kPanelColumns;
@@ -196,14 +190,21 @@ class ManyRows {
   }
 
  private:
+  // What the tiles read: the right factor itself, or FP32 copies.
+  static constexpr bool kInPlace = Right::kPacked && (kTilesConvert || sizeof(T) == 4);
+  using TileElement = std::conditional_t<kInPlace, T, float>;
+  static constexpr int64_t kMaxBlockSteps =
+      kBlockBytes / (kPanelColumns * static_cast<int64_t>(sizeof(TileElement)));
+  // The first tile of a block brings its panel to the L1 cache.
+  static constexpr TileSource kFirstSource = kInPlace ? TileSource::kStream : TileSource::kRows;
+
   // What one call computes, and its scratch.
   struct Task {
     int64_t row, end_row;
     int64_t panel, end_panel;
-    float* left;   // [rows, kLeftStride], one block of steps
-    float* right;  // [kBlockSteps, 32], one panel of it
-    float*
-        chains;  // [panels, rows, 32] unfinished sums, or one tile where nothing stays unfinished
+    float* left;    // [rows, left_stride_], one block of steps or all
+    float* right;   // [steps, 32], one panel of a block, if converted
+    float* chains;  // [panels, rows, 32] unfinished sums, or one tile if nothing stays unfinished
   };
 
   // How many blocks of rows and groups of panels.
@@ -269,45 +270,60 @@ class ManyRows {
   // One block of steps of one panel, for all rows of the task.
   size_t RunPanel(const Task& task, int64_t panel, int64_t block, float* strip) const {
     const int64_t begin = BlockBegin(block), steps = BlockBegin(block + 1) - begin;
-    const float* right = task.right;
-    if constexpr (Right::kPacked && sizeof(T) == 4) {
+    const int64_t rows = task.end_row - task.row;
+    const int64_t tiles = CeilDivide(rows, kGemmTileRows);
+    const TileElement* right;
+    if constexpr (kInPlace) {
       right = right_.At(panel, begin);
     } else {
       right_.Convert(panel, begin, steps, task.right);
+      right = task.right;
     }
-    TileArgs<float> args{};
+    TileArgs<TileElement> args{};
     args.a_row = left_stride_;
     args.b_step = PanelWidth(right_.columns, panel);
     args.steps = steps;
     args.c_row = kPanelColumns;
     args.continued = block != 0;
     args.next_step = right_.StepBytes();
+    args.next_interval = std::max<int64_t>(1, tiles / kTurnSteps);
     const T* const next = Next(task, panel, block);
     const float* const left = task.left + (whole_rows_ ? begin : 0);
 
     size_t saturated = 0;
-    const int64_t rows = task.end_row - task.row;
-    const int64_t tiles = CeilDivide(rows, kGemmTileRows);
-    args.next_interval = tiles;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
       float* const chains = strip + (step_blocks_ == 1 ? 0 : first * kPanelColumns);
-      const TileFunction<float> full = TileFor<2, 1, false, float>(last - first);
-      const TileFunction<float> half = TileFor<1, 1, false, float>(last - first);
       args.a = left + first * left_stride_;
       args.next =
           next + tile * steps / tiles * (right_.StepBytes() / static_cast<int64_t>(sizeof(T)));
-      for (int64_t column = 0; column < args.b_step; column += kTileColumns) {
-        args.b = right + column;
-        args.c = chains + column;
-        (args.b_step - column >= kTileColumns ? full : half)(args);
+      if (tile == 0) {
+        RunColumns<kFirstSource>(args, right, last - first, chains);
+      } else {
+        RunColumns<TileSource::kRows>(args, right, last - first, chains);
       }
       if (block + 1 < step_blocks_) continue;
-      for (int64_t r = first; r < last; ++r) {
-        saturated += out_.Store(task.row + r, panel, chains + (r - first) * kPanelColumns);
-      }
+      saturated += out_.Store(task.row + first, last - first, panel, chains, kPanelColumns);
     }
     return saturated;
+  }
+
+  // All columns of a panel, which starts at `b`, for the rows of a tile. `args` is changed in place:
+  // a copy right after its members were written would wait for them to reach the cache.
+  template <TileSource kSource>
+  static void RunColumns(TileArgs<TileElement>& args, const TileElement* b, int64_t rows,
+                         float* chains) {
+    args.b = b;
+    args.c = chains;
+    if constexpr (kPanelAlignment < kTileColumns) {
+      if (args.b_step < kTileColumns) return TileFor<1, 1, kSource, TileElement>(rows)(args);
+    }
+    const TileFunction<TileElement> tile = TileFor<2, 1, kSource, TileElement>(rows);
+    for (int64_t column = 0; column < args.b_step; column += kTileColumns) {
+      args.b = b + column;
+      args.c = chains + column;
+      tile(args);
+    }
   }
 
   const A* left_;

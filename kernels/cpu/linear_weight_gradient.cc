@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// dW += dy^T x: tiles of 14 output features by 32 input features continue the chains that dW holds,
-// over chunks of tokens small enough that both converted factors stay in cache.
+// dW += dy^T x: tiles of output by input features continue the chains that dW holds, over chunks of
+// tokens small enough that both converted factors stay in cache.
 #include "kernels/cpu/linear.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -73,8 +73,8 @@ class WeightGradient {
   };
   // Of one thread.
   struct Scratch {
-    float* left;   // [tiles, steps, 16]
-    float* right;  // [steps, 32]
+    float* left;   // [tiles, steps, kPackedRows]
+    float* right;  // [32 / kTileColumns, steps, kTileColumns]
     float* edge;   // [kGemmTileRows, 32]
   };
 
@@ -110,17 +110,16 @@ class WeightGradient {
         const int64_t columns = std::min(kPanelColumns, part.in_end - in);
         ConvertRight(token, steps, in, columns, scratch.right);
         TileArgs<float> args{};
-        args.b = scratch.right;
-        args.b_step = kPanelColumns;
+        args.b_step = kTileColumns;
         args.steps = steps;
-        args.c_row = in_;
         args.continued = true;
         args.next_step = in_ * static_cast<int64_t>(sizeof(float));
-        args.next_interval = std::max<int64_t>(1, steps / kGemmTileRows);
+        args.next_interval = std::max<int64_t>(1, steps / kTurnSteps / kGemmTileRows);
         for (int64_t tile = 0; tile < tiles; ++tile) {
           PrefetchRight(token + steps * tile / tiles, token + steps * (tile + 1) / tiles,
                         in + kPanelColumns);
           args.a = scratch.left + tile * steps * kPackedRows;
+          args.b = scratch.right;
           args.c = dweight_ + row(tile) * in_ + in;
           args.next = tile + 1 < tiles ? dweight_ + row(tile + 1) * in_ + in
                                        : dweight_ + part.out_begin * in_ + in + kPanelColumns;
@@ -130,23 +129,25 @@ class WeightGradient {
     }
   }
 
-  // [steps, 16] FP32 copies of dy[token.., begin..end).
+  // [steps, kPackedRows] FP32 copies of dy[token.., begin..end).
   void PackLeft(int64_t token, int64_t steps, int64_t begin, int64_t end, float* to) const {
     const T* from = dy_ + token * out_ + begin;
-    const auto count = static_cast<size_t>(out_ - begin >= 16 ? 16 : end - begin);
+    const auto count = static_cast<size_t>(out_ - begin >= kPackedRows ? kPackedRows : end - begin);
     for (int64_t k = 0; k < steps; ++k, from += out_, to += kPackedRows) {
-      Store16(Load16(from, count), to);
+      const F32x16 v = Load16(from, count);
+      Store16(v, to, static_cast<size_t>(kPackedRows));
     }
   }
 
-  // [steps, 32] FP32 copies of x[token.., in..), zero beyond `columns`.
+  // [32 / kTileColumns, steps, kTileColumns] FP32 copies of x[token.., in..), zero beyond `columns`.
   void ConvertRight(int64_t token, int64_t steps, int64_t in, int64_t columns, float* to) const {
     const T* from = x_ + token * in_ + in;
     const auto low = static_cast<size_t>(columns);
     const size_t high = low > 16 ? low - 16 : 0;
-    for (int64_t k = 0; k < steps; ++k, from += in_, to += kPanelColumns) {
-      Store16(Load16(from, low), to);
-      Store16(high == 0 ? Zero16() : Load16(from + 16, high), to + 16);
+    float* const second = to + (kTileColumns == 16 ? 16 * steps : 16);
+    for (int64_t k = 0; k < steps; ++k, from += in_) {
+      Store16(Load16(from, low), to + k * kTileColumns);
+      Store16(high == 0 ? Zero16() : Load16(from + 16, high), second + k * kTileColumns);
     }
   }
 
@@ -158,32 +159,28 @@ class WeightGradient {
     }
   }
 
-  void RunTile(TileArgs<float> args, int64_t rows, int64_t columns, float* edge) const {
-    const TileFunction<float> tile = TileFor<2, 1, true, float>(rows);
-    if (columns == kPanelColumns) {
-      for (int64_t column = 0; column < kPanelColumns; column += kTileColumns) {
-        TileArgs<float> part = args;
-        part.b += column;
-        part.c += column;
-        tile(part);
-      }
-      return;
-    }
-    // The last columns go through a full-width copy of the chains.
+  // Changes args.b and args.c.
+  void RunTile(TileArgs<float>& args, int64_t rows, int64_t columns, float* edge) const {
+    const TileFunction<float> tile = TileFor<2, 1, TileSource::kPacked, float>(rows);
+    const float* const right = args.b;
     float* const c = args.c;
+    const auto run = [&](float* chains, int64_t row) {
+      args.c_row = row;
+      for (int64_t column = 0; column < columns; column += kTileColumns) {
+        args.b = right + column * args.steps;
+        args.c = chains + column;
+        tile(args);
+      }
+    };
+    if (columns == kPanelColumns) return run(c, in_);
+    // The last columns go through a full-width copy of the chains.
     for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t j = 0; j < columns; ++j) edge[r * kPanelColumns + j] = c[r * args.c_row + j];
+      for (int64_t j = 0; j < columns; ++j) edge[r * kPanelColumns + j] = c[r * in_ + j];
       for (int64_t j = columns; j < kPanelColumns; ++j) edge[r * kPanelColumns + j] = 0.0f;
     }
-    for (int64_t column = 0; column < columns; column += kTileColumns) {
-      TileArgs<float> part = args;
-      part.b += column;
-      part.c = edge + column;
-      part.c_row = kPanelColumns;
-      tile(part);
-    }
+    run(edge, kPanelColumns);
     for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t j = 0; j < columns; ++j) c[r * args.c_row + j] = edge[r * kPanelColumns + j];
+      for (int64_t j = 0; j < columns; ++j) c[r * in_ + j] = edge[r * kPanelColumns + j];
     }
   }
 

@@ -185,16 +185,20 @@ HWY_INLINE size_t StoreSaturated16(const F32x16& v, T* to, size_t count = kVirtu
     return 0;
   } else {
     const auto limit = hn::Set(kF32, kFloat16Max);
+    auto beyond = hn::Gt(hn::Abs(v.part[0]), limit);
+    if constexpr (kParts == 2) beyond = hn::Or(beyond, hn::Gt(hn::Abs(v.part[1]), limit));
+    if (HWY_LIKELY(hn::AllFalse(kF32, beyond))) {
+      Store16(v, to, count);
+      return 0;
+    }
     F32x16 clamped = v;
     size_t saturated = 0;
     for (size_t p = 0; p < kParts; ++p) {
-      const auto beyond = hn::Gt(hn::Abs(v.part[p]), limit);
-      if (HWY_UNLIKELY(!hn::AllFalse(kF32, beyond))) {
-        clamped.part[p] = hn::IfThenElse(beyond, hn::CopySign(limit, v.part[p]), v.part[p]);
-        const size_t begin = p * kPartLanes;
-        const size_t used = count <= begin ? 0 : count - begin;
-        saturated += hn::CountTrue(kF32, hn::And(beyond, hn::FirstN(kF32, used)));
-      }
+      beyond = hn::Gt(hn::Abs(v.part[p]), limit);
+      clamped.part[p] = hn::IfThenElse(beyond, hn::CopySign(limit, v.part[p]), v.part[p]);
+      const size_t begin = p * kPartLanes;
+      const size_t used = count <= begin ? 0 : count - begin;
+      saturated += hn::CountTrue(kF32, hn::And(beyond, hn::FirstN(kF32, used)));
     }
     Store16(clamped, to, count);
     return saturated;
