@@ -17,8 +17,10 @@
 HWY_BEFORE_NAMESPACE();
 namespace halfstep::cpu::HWY_NAMESPACE {
 
-// How far ahead of a tile the memory that it streams is asked for, over all its panels.
-inline constexpr int64_t kStreamBytes = 4096;
+// How far ahead of a tile the memory that it streams is asked for, over all its panels: far where
+// nothing but that memory is the limit.
+template <int kRows>
+inline constexpr int64_t kStreamBytes = kRows <= 2 ? 8192 : 4096;
 // Calls f with the compile-time constants 0 .. count - 1: an array indexed only by them is a set of
 // registers at every optimisation level.
 template <int count, class F>
@@ -74,7 +76,7 @@ HWY_NOINLINE void Tile(const TileArgs<B>& args) {
     Unroll<kPanels>([&](auto p) HALFSTEP_INLINE_LAMBDA {
       const B* const from = b + u * t.b_step + p * t.b_panel;
       if constexpr (kSource == TileSource::kStream) {
-        __builtin_prefetch(reinterpret_cast<const char*>(from) + kStreamBytes / kPanels, 0, 3);
+        __builtin_prefetch(reinterpret_cast<const char*>(from) + kStreamBytes<kRows> / kPanels, 0, 3);
       }
       Unroll<kVecs>([&](auto v) HALFSTEP_INLINE_LAMBDA {
         right[p * kVecs + v] = LoadPart(from + v * kTileLanes);

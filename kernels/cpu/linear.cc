@@ -195,8 +195,6 @@ class ManyRows {
   using TileElement = std::conditional_t<kInPlace, T, float>;
   static constexpr int64_t kMaxBlockSteps =
       kBlockBytes / (kPanelColumns * static_cast<int64_t>(sizeof(TileElement)));
-  // The first tile of a block brings its panel to the L1 cache.
-  static constexpr TileSource kFirstSource = kInPlace ? TileSource::kStream : TileSource::kRows;
 
   // What one call computes, and its scratch.
   struct Task {
@@ -270,8 +268,7 @@ class ManyRows {
   // One block of steps of one panel, for all rows of the task.
   size_t RunPanel(const Task& task, int64_t panel, int64_t block, float* strip) const {
     const int64_t begin = BlockBegin(block), steps = BlockBegin(block + 1) - begin;
-    const int64_t rows = task.end_row - task.row;
-    const int64_t tiles = CeilDivide(rows, kGemmTileRows);
+    const int64_t width = PanelWidth(right_.columns, panel);
     const TileElement* right;
     if constexpr (kInPlace) {
       right = right_.At(panel, begin);
@@ -279,15 +276,21 @@ class ManyRows {
       right_.Convert(panel, begin, steps, task.right);
       right = task.right;
     }
+    const int64_t rows = task.end_row - task.row;
+    const int64_t tiles = CeilDivide(rows, kGemmTileRows);
+    const int64_t passes = tiles * CeilDivide(width, kTileColumns);
+    // Changed in place from tile to tile: a copy right after its members were written would wait for
+    // them to reach the cache.
     TileArgs<TileElement> args{};
     args.a_row = left_stride_;
-    args.b_step = PanelWidth(right_.columns, panel);
+    args.b_step = width;
     args.steps = steps;
     args.c_row = kPanelColumns;
     args.continued = block != 0;
+    args.next = Next(task, panel, block);
     args.next_step = right_.StepBytes();
-    args.next_interval = std::max<int64_t>(1, tiles / kTurnSteps);
-    const T* const next = Next(task, panel, block);
+    args.next_interval = std::max<int64_t>(1, passes / kTurnSteps);
+    const int64_t next_bytes = CeilDivide(steps, passes) * right_.StepBytes();
     const float* const left = task.left + (whole_rows_ ? begin : 0);
 
     size_t saturated = 0;
@@ -295,12 +298,11 @@ class ManyRows {
       const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
       float* const chains = strip + (step_blocks_ == 1 ? 0 : first * kPanelColumns);
       args.a = left + first * left_stride_;
-      args.next =
-          next + tile * steps / tiles * (right_.StepBytes() / static_cast<int64_t>(sizeof(T)));
-      if (tile == 0) {
-        RunColumns<kFirstSource>(args, right, last - first, chains);
-      } else {
-        RunColumns<TileSource::kRows>(args, right, last - first, chains);
+      for (int64_t column = 0; column < width; column += kTileColumns) {
+        args.b = right + column;
+        args.c = chains + column;
+        FunctionFor(width, last - first)(args);
+        args.next = static_cast<const char*>(args.next) + next_bytes;
       }
       if (block + 1 < step_blocks_) continue;
       saturated += out_.Store(task.row + first, last - first, panel, chains, kPanelColumns);
@@ -308,22 +310,11 @@ class ManyRows {
     return saturated;
   }
 
-  // All columns of a panel, which starts at `b`, for the rows of a tile. `args` is changed in place:
-  // a copy right after its members were written would wait for them to reach the cache.
-  template <TileSource kSource>
-  static void RunColumns(TileArgs<TileElement>& args, const TileElement* b, int64_t rows,
-                         float* chains) {
-    args.b = b;
-    args.c = chains;
+  static TileFunction<TileElement> FunctionFor(int64_t width, int64_t rows) {
     if constexpr (kPanelAlignment < kTileColumns) {
-      if (args.b_step < kTileColumns) return TileFor<1, 1, kSource, TileElement>(rows)(args);
+      if (width < kTileColumns) return TileFor<1, 1, TileSource::kRows, TileElement>(rows);
     }
-    const TileFunction<TileElement> tile = TileFor<2, 1, kSource, TileElement>(rows);
-    for (int64_t column = 0; column < args.b_step; column += kTileColumns) {
-      args.b = b + column;
-      args.c = chains + column;
-      tile(args);
-    }
+    return TileFor<2, 1, TileSource::kRows, TileElement>(rows);
   }
 
   const A* left_;

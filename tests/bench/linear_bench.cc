@@ -31,8 +31,13 @@ constexpr double kSampleSeconds = 2e-3;
 enum Direction { kForward, kBackwardInput, kBackwardWeight };
 
 struct Layer {
-  OwnedTensor weight, packed, gradient;
-  LinearWeight view() const { return {weight.view(), packed.view(), {}}; }
+  Tensor weight, packed, gradient;
+};
+
+// The layers of a case, in one allocation for each kind of tensor, as a model has them.
+struct Layers {
+  Buffer weights, packed, gradients;
+  std::vector<Layer> layers;
 };
 
 void FillNormal(Tensor x, double deviation) {
@@ -59,32 +64,44 @@ struct Case {
   int threads;
 };
 
-std::vector<Layer> MakeLayers(const ExecContext& ctx, const Case& c) {
-  const size_t bytes = static_cast<size_t>(c.out * c.in) *
-                       (c.direction == kBackwardWeight ? sizeof(float) : SizeOf(c.dtype));
-  std::vector<Layer> layers(std::max<size_t>(1, kWorkingSet / bytes));
+Layers MakeLayers(const ExecContext& ctx, const Case& c) {
+  const auto elements = static_cast<size_t>(c.out * c.in);
+  const size_t bytes =
+      elements * (c.direction == kBackwardWeight ? sizeof(float) : SizeOf(c.dtype));
+  Layers result;
+  const size_t count = std::max<size_t>(1, kWorkingSet / bytes);
+  result.layers.resize(count);
+  if (c.direction == kBackwardWeight) {
+    result.gradients = Buffer("gradients", count * bytes);
+    for (size_t i = 0; i < count; ++i) {
+      result.layers[i].gradient =
+          result.gradients.View(DType::kFloat32, {c.out, c.in}, i * bytes);
+    }
+    return result;
+  }
   OwnedTensor weight("weight", c.dtype, {c.out, c.in});
   FillNormal(weight, 0.05);
-  for (Layer& layer : layers) {
-    if (c.direction == kBackwardWeight) {
-      layer.gradient = OwnedTensor("gradient", DType::kFloat32, {c.out, c.in});
-      continue;
-    }
-    const size_t packed = PackedLinearBytes(ctx.device, c.dtype, c.out, c.in);
-    layer.weight = OwnedTensor("weight", c.dtype, {c.out, c.in});
-    std::memcpy(layer.weight.view().data(), weight.view().data(), weight.view().bytes());
-    layer.packed = OwnedTensor("packed", DType::kUInt8, {static_cast<int64_t>(packed)});
-    PackLinear(ctx, std::as_const(layer.weight).view(), layer.packed);
+  const size_t packed = (PackedLinearBytes(ctx.device, c.dtype, c.out, c.in) + 63) / 64 * 64;
+  result.weights = Buffer("weights", count * bytes);
+  result.packed = Buffer("packed", count * packed);
+  for (size_t i = 0; i < count; ++i) {
+    Layer& layer = result.layers[i];
+    layer.weight = result.weights.View(c.dtype, {c.out, c.in}, i * bytes);
+    layer.packed =
+        result.packed.View(DType::kUInt8, {static_cast<int64_t>(packed)}, i * packed);
+    std::memcpy(layer.weight.data(), weight.view().data(), bytes);
+    PackLinear(ctx, layer.weight, layer.packed);
   }
-  return layers;
+  return result;
 }
 
-void RunOnce(const ExecContext& ctx, const Case& c, ConstTensor x, Tensor y, Layer& layer) {
+void RunOnce(const ExecContext& ctx, const Case& c, ConstTensor x, Tensor y, const Layer& layer) {
+  const LinearWeight weight{layer.weight, layer.packed, {}};
   switch (c.direction) {
     case kForward:
-      return Linear(ctx, x, layer.view(), y);
+      return Linear(ctx, x, weight, y);
     case kBackwardInput:
-      return LinearBackwardInput(ctx, x, layer.view(), y);
+      return LinearBackwardInput(ctx, x, weight, y);
     case kBackwardWeight:
       return LinearBackwardWeight(ctx, y, x, layer.gradient, {});
   }
@@ -100,7 +117,8 @@ void BM_Linear(benchmark::State& state, Case c) {
   ExecContext ctx;
   ctx.workspace = &workspace;
   ctx.threads = &pool;
-  std::vector<Layer> layers = MakeLayers(ctx, c);
+  const Layers made = MakeLayers(ctx, c);
+  const std::vector<Layer>& layers = made.layers;
   const bool swapped = c.direction == kBackwardInput;
   OwnedTensor x("x", c.dtype, {c.tokens, swapped ? c.out : c.in});
   OwnedTensor y("y", c.dtype, {c.tokens, swapped ? c.in : c.out});
