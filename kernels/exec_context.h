@@ -14,9 +14,9 @@ class Stream;
 class ThreadPool;
 class Workspace;
 
-// `kFast` lets a backend pick its fastest kernel; `kBitwise` promises that a row's result is a
-// function of that row and the weights only (docs/numerics.md). The CPU backend keeps `kBitwise` in
-// both.
+// `kFast` lets a backend pick its fastest kernel, which may split a sum or leave out a rounding;
+// `kBitwise` promises that a row's result is a function of that row and the weights only
+// (docs/numerics.md).
 enum class Profile : uint8_t { kFast, kBitwise };
 
 // Does not own what it points to; all must outlive every call that takes the context.

@@ -7,9 +7,11 @@
 #include "common/model/train_activations.h"
 #include "common/model/transformer_layer.h"
 #include "kernels/check.h"
+#include "kernels/ops/activation.h"
 #include "kernels/ops/attention.h"
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/embedding.h"
+#include "kernels/ops/fused.h"
 #include "kernels/ops/norm.h"
 #include "kernels/workspace.h"
 
@@ -32,6 +34,12 @@ void ForwardMid(const LayerPass& pass, ConstTensor attention, ConstTensor x,
   ForwardAttentionOut(pass, attention_rows, x_rows, mid);
 }
 
+PagedBatch PagedBatchOf(const StepBatch& batch) {
+  return {IndexView(batch.query_start), IndexView(batch.context),
+          IndexView(batch.block_tables)
+              .Reshape({static_cast<int64_t>(batch.context.size()), batch.max_blocks})};
+}
+
 // One layer over the paged cache. output: [tokens or logit rows, hidden].
 void ForwardLayerForInference(const LayerPass& pass, const StepBatch& batch,
                               const KvCacheLayer& cache, ConstTensor x, Tensor output) {
@@ -39,7 +47,6 @@ void ForwardLayerForInference(const LayerPass& pass, const StepBatch& batch,
   const DType dtype = pass.weights.dtype();
   const int64_t tokens = x.dim(0);
   const int64_t rows = output.dim(0);
-  const auto sequences = static_cast<int64_t>(batch.context.size());
   Workspace::Scope scratch(pass.ctx.workspace);
 
   HeadTensors heads;
@@ -53,15 +60,111 @@ void ForwardLayerForInference(const LayerPass& pass, const StepBatch& batch,
   if (rows == 0) return;  // a prefill chunk of which nothing but the cache is wanted
 
   const Tensor attention = scratch.Take(dtype, heads.q.shape());
-  const PagedBatch paged = {IndexView(batch.query_start), IndexView(batch.context),
-                            IndexView(batch.block_tables).Reshape({sequences, batch.max_blocks})};
-  PagedCausalAttention(pass.ctx, heads.q, cache, paged, ScoreScale(config), attention);
+  PagedCausalAttention(pass.ctx, heads.q, cache, PagedBatchOf(batch), ScoreScale(config),
+                       attention);
 
   const Tensor mid = scratch.Take(dtype, output.shape());
   ForwardMid(pass, attention, x, batch.logit_rows, mid);
   const Tensor gate_up = scratch.Take(dtype, {rows, 2 * config.intermediate_size});
   ForwardGateUp(pass, mid, Tensor(), gate_up);
   ForwardDown(pass, gate_up, mid, output);
+}
+
+// x W^T + b of some layer, unrounded.
+Tensor Project(const LayerPass& pass, Workspace::Scope* scratch, ConstTensor x, int weight,
+               int bias) {
+  const LinearWeight linear = pass.weights.linear(weight, bias);
+  const Tensor y = scratch->Take(DType::kFloat32, {x.dim(0), linear.weight.dim(0)});
+  Linear(pass.ctx, x, linear, y);
+  return y;
+}
+
+// The residual stream between two layers, [tokens or logit rows, hidden], and what the next layer's
+// first norm made of it before it was rounded.
+struct FastStream {
+  Tensor x;
+  Tensor normed;
+
+  FastStream Rows(int64_t rows) const { return {x.Rows(0, rows), normed.Rows(0, rows)}; }
+};
+
+// The same layer for the fast profile: products stay FP32 until the operation after them, which is
+// fused with whatever rounds next (kernels/ops/fused.h). `next_norm` is the norm that the layer's
+// output meets first.
+void ForwardLayerFast(const LayerPass& pass, const StepBatch& batch, const KvCacheLayer& cache,
+                      int next_norm, const FastStream& in, const FastStream& out) {
+  const ModelConfig& config = pass.config();
+  const DType dtype = pass.weights.dtype();
+  const int64_t tokens = in.x.dim(0);
+  const int64_t rows = out.x.dim(0);
+  const auto norm_weight = [&](int parameter) { return pass.weights.view(parameter); };
+  Workspace::Scope scratch(pass.ctx.workspace);
+
+  const Tensor q = scratch.Take(dtype, {tokens, config.heads, config.head_dim});
+  const Tensor k = scratch.Take(dtype, {tokens, config.kv_heads, config.head_dim});
+  const Tensor v = scratch.Take(dtype, k.shape());
+  ProjectedHeads heads;
+  heads.qkv = Project(pass, &scratch, in.normed, pass.layer.qkv, pass.layer.qkv_bias);
+  if (config.qk_norm) {
+    heads.q_norm = norm_weight(pass.layer.q_norm);
+    heads.k_norm = norm_weight(pass.layer.k_norm);
+  }
+  heads.epsilon = config.rms_norm_epsilon;
+  heads.positions = pass.positions;
+  heads.rope_table = pass.weights.rope_table();
+  FinishHeads(pass.ctx, heads, q, k, v);
+  WriteKvCache(pass.ctx, k, v, IndexView(batch.slots), cache);
+  if (rows == 0) return;
+
+  const Tensor attended = scratch.Take(dtype, q.shape());
+  PagedCausalAttention(pass.ctx, q, cache, PagedBatchOf(batch), ScoreScale(config), attended);
+  ConstTensor attention = attended.Reshape({tokens, config.q_width()});
+  ConstTensor x = in.x;
+  if (rows != tokens) {
+    const Tensor attention_rows = scratch.Take(dtype, {rows, config.q_width()});
+    const Tensor x_rows = scratch.Take(dtype, out.x.shape());
+    GatherRows(pass.ctx, attention, IndexView(batch.logit_rows), attention_rows);
+    GatherRows(pass.ctx, x, IndexView(batch.logit_rows), x_rows);
+    attention = attention_rows;
+    x = x_rows;
+  }
+
+  const Tensor mid = scratch.Take(dtype, out.x.shape());
+  const Tensor mid_normed = scratch.Take(dtype, out.x.shape());
+  AddRmsNorm(
+      pass.ctx, x,
+      Project(pass, &scratch, attention, pass.layer.attention_out, pass.layer.attention_out_bias),
+      norm_weight(pass.layer.mlp_norm), config.rms_norm_epsilon, mid, mid_normed);
+  const Tensor activation = scratch.Take(dtype, {rows, config.intermediate_size});
+  SwiGlu(pass.ctx, Project(pass, &scratch, mid_normed, pass.layer.gate_up, pass.layer.gate_up_bias),
+         activation);
+  AddRmsNorm(pass.ctx, mid,
+             Project(pass, &scratch, activation, pass.layer.down, pass.layer.down_bias),
+             norm_weight(next_norm), config.rms_norm_epsilon, out.x, out.normed);
+}
+
+void ForwardInferFast(const ExecContext& ctx, const ModelConfig& config,
+                      const ModelWeights& weights, const StepBatch& batch, KvCache* cache,
+                      Tensor hidden) {
+  const auto tokens = static_cast<int64_t>(batch.tokens.size());
+  const int64_t rows = hidden.dim(0);
+  const ParameterLayout& layout = weights.parameters().layout();
+  Workspace::Scope scratch(ctx.workspace);
+  const auto take = [&] { return scratch.Take(weights.dtype(), {tokens, config.hidden_size}); };
+  FastStream in{take(), take()};
+  FastStream out{take(), take()};
+  Embedding(ctx, IndexView(batch.tokens), weights.view(layout.embedding()), in.x);
+  RmsNorm(ctx, in.x, weights.view(layout.layers()[0].attention_norm), config.rms_norm_epsilon,
+          in.normed, Tensor());
+  for (int64_t i = 0; i < config.layers; ++i) {
+    const LayerPass pass = {ctx, weights, layout.layers()[i], IndexView(batch.positions)};
+    const bool last = i + 1 == config.layers;
+    FastStream to = out.Rows(OutputRows(config, i, tokens, rows));
+    if (last && rows > 0) to.normed = hidden;
+    ForwardLayerFast(pass, batch, cache->layer(i),
+                     last ? layout.final_norm() : layout.layers()[i + 1].attention_norm, in, to);
+    std::swap(in, out);
+  }
 }
 
 }  // namespace
@@ -114,6 +217,9 @@ void Transformer::ForwardInfer(const ExecContext& ctx, const ModelWeights& weigh
   HALFSTEP_CHECK_EQ(batch.positions.size(), batch.tokens.size());
   HALFSTEP_CHECK_EQ(batch.slots.size(), batch.tokens.size());
   HALFSTEP_CHECK_EQ(hidden.shape(), (Shape{rows, config_.hidden_size}));
+  if (ctx.profile == Profile::kFast) {
+    return ForwardInferFast(ctx, config_, weights, batch, cache, hidden);
+  }
   const ParameterLayout& layout = weights.parameters().layout();
   Workspace::Scope scratch(ctx.workspace);
 

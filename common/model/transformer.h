@@ -3,7 +3,8 @@
 //
 // Training and inference share every block but the place where keys and values live, so the hidden
 // state of a token is the same bits on both paths. Values are rounded to the dtype at the end of
-// every operation (docs/numerics.md).
+// every operation (docs/numerics.md). Inference in the fast profile is an engine of its own, with
+// fused operations that round at fewer places.
 #pragma once
 
 #include <cstddef>

@@ -36,27 +36,35 @@ HWY_INLINE Gradient GatedBackward(const F32x16& dy, const F32x16& gate, const F3
   return {dy * up * slope, dy * (gate * sigmoid)};
 }
 
-void SwiGluImpl(const ExecContext& ctx, ConstTensor gate_up, Tensor y) {
+template <class X, class T>
+void SwiGluOf(const ExecContext& ctx, const X* in, Tensor y) {
   const int64_t width = y.dim(1);
-  DispatchFloat(y.dtype(), [&]<class T>() {
-    const T* in = gate_up.as<T>();
-    T* out = y.as<T>();
-    const int64_t grain = kGrainElements / std::max<int64_t>(width, 1);
-    ParallelRanges(ctx, y.dim(0), grain, [=, &ctx](int64_t begin, int64_t end, int) {
-      size_t saturated = 0;
-      const size_t n = static_cast<size_t>(width);
-      for (int64_t t = begin; t < end; ++t) {
-        const T* gate = in + 2 * t * width;
-        const T* up = gate + width;
-        T* to = out + t * width;
-        for (size_t i = 0; i < n; i += kVirtualLanes) {
-          const size_t rest = std::min(n - i, kVirtualLanes);
-          saturated +=
-              StoreSaturated16(Gated(Load16(gate + i, rest), Load16(up + i, rest)), to + i, rest);
-        }
+  T* out = y.as<T>();
+  const int64_t grain = kGrainElements / std::max<int64_t>(width, 1);
+  ParallelRanges(ctx, y.dim(0), grain, [=, &ctx](int64_t begin, int64_t end, int) {
+    size_t saturated = 0;
+    const size_t n = static_cast<size_t>(width);
+    for (int64_t t = begin; t < end; ++t) {
+      const X* gate = in + 2 * t * width;
+      const X* up = gate + width;
+      T* to = out + t * width;
+      for (size_t i = 0; i < n; i += kVirtualLanes) {
+        const size_t rest = std::min(n - i, kVirtualLanes);
+        saturated +=
+            StoreSaturated16(Gated(Load16(gate + i, rest), Load16(up + i, rest)), to + i, rest);
       }
-      CountSaturated(ctx, static_cast<int64_t>(saturated));
-    });
+    }
+    CountSaturated(ctx, static_cast<int64_t>(saturated));
+  });
+}
+
+void SwiGluImpl(const ExecContext& ctx, ConstTensor gate_up, Tensor y) {
+  DispatchFloat(y.dtype(), [&]<class T>() {
+    if (gate_up.dtype() == DType::kFloat32) {
+      SwiGluOf<float, T>(ctx, gate_up.as<float>(), y);
+    } else {
+      SwiGluOf<T, T>(ctx, gate_up.as<T>(), y);
+    }
   });
 }
 

@@ -69,7 +69,7 @@ void PackedAttentionOf(const ExecContext& ctx, const PackedAttention& in, Tensor
       return KvBlock<float>{keys + b * kBlock * head_dim, values + b * kBlock * padded};
     };
     const size_t saturated =
-        Attend<T, 1>(tokens * group, rows, {head_dim, padded, in.scale}, block, tile);
+        Attend<T, 1>(tokens * group, rows, {head_dim, padded, in.scale}, {}, block, tile);
     CountSaturated(ctx, static_cast<int64_t>(saturated));
   };
   ParallelFor(ctx, (in.cu_seqlens.dim(0) - 1) * static_cast<int64_t>(kv_heads), attend);

@@ -33,7 +33,20 @@ struct Attributes {
   size_t head_dim;
   size_t padded;
   float scale;
+  // Whether probabilities are rounded to T before P V, as in training.
+  bool round_probabilities = true;
 };
+
+// Blocks [begin, end) of the keys that a tile attends to. With `partial`, the tile leaves its sums
+// there, PartialFloats a row, and the output to MergePartials.
+struct KeyRange {
+  size_t begin = 0;
+  size_t end = std::numeric_limits<size_t>::max();
+  float* partial = nullptr;
+};
+
+// Of one row of a partial result: sums [padded head_dim], the largest score, the total.
+HWY_INLINE constexpr size_t PartialFloats(size_t padded) { return padded + kVirtualLanes; }
 
 // Keys [head_dim][32] and values [32][padded head_dim] of one block.
 template <class B>
@@ -86,7 +99,7 @@ struct alignas(64) SoftmaxState {
 };
 
 // Turns the scores of one block, [rows][32], into probabilities relative to the largest score so
-// far, rounded to T. A masked key has probability 0, which changes no bit.
+// far, rounded to T (FP32: not at all). A masked key has probability 0, which changes no bit.
 template <class T>
 HWY_NOINLINE void Softmax(size_t rows, float scale, bool first_block, float* p,
                           SoftmaxState& state) {
@@ -195,12 +208,49 @@ HWY_NOINLINE size_t Finish(const Row<T>* rows, size_t count, const Attributes& a
   return saturated;
 }
 
-// `Rows` rows, divided evenly among `Heads` key-value heads of one sequence, over all blocks that
-// they see. block(b, h) is the KvBlock of positions [32 b, 32 b + 32) for the h-th of these heads.
-// Returns how many stores were saturated.
+// Leaves the sums, the largest score and the total of each row for MergePartials.
+HWY_INLINE void KeepPartial(size_t count, const Attributes& attributes, const SoftmaxState& state,
+                            const float* acc, float* partial) {
+  for (size_t r = 0; r < count; ++r, partial += PartialFloats(attributes.padded)) {
+    std::copy_n(acc + r * attributes.padded, attributes.padded, partial);
+    partial[attributes.padded] = state.largest[r];
+    partial[attributes.padded + 1] = ReduceSum(state.total[r]);
+  }
+}
+
+// The output of one row from `count` partial results, `stride` floats apart. Returns how many
+// stores were saturated.
+template <class T>
+HWY_NOINLINE size_t MergePartials(const float* partial, size_t count, size_t stride,
+                                  const Attributes& attributes, T* out) {
+  float largest = -std::numeric_limits<float>::infinity();
+  for (size_t s = 0; s < count; ++s) {
+    largest = std::max(largest, partial[s * stride + attributes.padded]);
+  }
+  float total = 0;
+  for (size_t s = 0; s < count; ++s) {
+    const float* const part = partial + s * stride + attributes.padded;
+    total += part[1] * ExpOne(part[0] - largest);
+  }
+  size_t saturated = 0;
+  for (size_t d = 0; d < attributes.head_dim; d += kVirtualLanes) {
+    F32x16 sum = Zero16();
+    for (size_t s = 0; s < count; ++s) {
+      const float* const part = partial + s * stride;
+      sum = MulAdd(Load16(part + d), Set16(ExpOne(part[attributes.padded] - largest)), sum);
+    }
+    saturated += StoreSaturated16(sum * Set16(1.0f / total), out + d,
+                                  std::min(attributes.head_dim - d, kVirtualLanes));
+  }
+  return saturated;
+}
+
+// `Rows` rows, divided evenly among `Heads` key-value heads of one sequence, over the blocks of
+// `range` that they see. block(b, h) is the KvBlock of positions [32 b, 32 b + 32) for the h-th of
+// these heads. Returns how many stores were saturated.
 template <class T, size_t Rows, size_t Heads, class Blocks>
-HWY_INLINE size_t AttendTile(const Row<T>* rows, const Attributes& attributes, const Blocks& block,
-                             float* scratch) {
+HWY_INLINE size_t AttendTile(const Row<T>* rows, const Attributes& attributes,
+                             const KeyRange& range, const Blocks& block, float* scratch) {
   using B = std::remove_cvref_t<decltype(*block(0, 0).keys)>;
   const size_t head_dim = attributes.head_dim;
   const size_t padded = attributes.padded;
@@ -211,16 +261,18 @@ HWY_INLINE size_t AttendTile(const Row<T>* rows, const Attributes& attributes, c
   SoftmaxState state;
   std::fill_n(state.largest, kVirtualLanes, -std::numeric_limits<float>::infinity());
 
-  const size_t last = rows[Rows - 1].position;
-  for (size_t begin = 0; begin <= last; begin += kBlock) {
+  const size_t end = std::min(rows[Rows - 1].position / kBlock + 1, range.end);
+  for (size_t b = range.begin; b < end; ++b) {
+    const size_t begin = b * kBlock;
+    const bool first = b == range.begin;
     for (size_t r = 0; r < Rows; ++r) {
-      const size_t end = rows[r].position + 1;
-      state.limit[r] = end <= begin ? 0 : std::min(end - begin, kBlock);
+      const size_t seen = rows[r].position + 1;
+      state.limit[r] = seen <= begin ? 0 : std::min(seen - begin, kBlock);
     }
     const B* keys[Heads];
     const B* values[Heads];
     for (size_t h = 0; h < Heads; ++h) {
-      const KvBlock<B> kv = block(begin / kBlock, h);
+      const KvBlock<B> kv = block(b, h);
       keys[h] = kv.keys;
       values[h] = kv.values;
     }
@@ -230,29 +282,37 @@ HWY_INLINE size_t AttendTile(const Row<T>* rows, const Attributes& attributes, c
     } else {
       Product<Start::kZero, Rows, 1>(left, keys, kBlock, head_dim, p, kBlock);
     }
-    Softmax<T>(Rows, attributes.scale, begin == 0, p, state);
+    if (attributes.round_probabilities) {
+      Softmax<T>(Rows, attributes.scale, first, p, state);
+    } else {
+      Softmax<float>(Rows, attributes.scale, first, p, state);
+    }
     ForColumns(padded, [&]<size_t Vectors>(size_t d) HWY_ATTR {
       const B* columns[Heads];
       for (size_t h = 0; h < Heads; ++h) columns[h] = values[h] + d;
-      AddValues<Rows, Vectors>(p, state, begin == 0, columns, padded, acc + d);
+      AddValues<Rows, Vectors>(p, state, first, columns, padded, acc + d);
     });
   }
-  return Finish(rows, Rows, attributes, state, acc);
+  if (range.partial == nullptr) return Finish(rows, Rows, attributes, state, acc);
+  KeepPartial(Rows, attributes, state, acc, range.partial);
+  return 0;
 }
 
 // The same for any number of rows, in tiles; next_row() gives one row after the other, head by
 // head. With more than one head, all rows must fit one tile.
 template <class T, size_t Heads, class NextRow, class Blocks>
 HWY_INLINE size_t Attend(size_t count, NextRow& next_row, const Attributes& attributes,
-                         const Blocks& block, float* scratch) {
+                         KeyRange range, const Blocks& block, float* scratch) {
   size_t saturated = 0;
   for (size_t first = 0; first < count; first += kAttentionTileRows) {
     const size_t used = std::min(count - first, kAttentionTileRows);
     Row<T> tile[kAttentionTileRows] = {};
     for (size_t r = 0; r < used; ++r) tile[r] = next_row();
     WithRows<kAttentionTileRows / Heads>(used / Heads, [&]<size_t RowsPerHead>() HWY_ATTR {
-      saturated += AttendTile<T, RowsPerHead * Heads, Heads>(tile, attributes, block, scratch);
+      saturated +=
+          AttendTile<T, RowsPerHead * Heads, Heads>(tile, attributes, range, block, scratch);
     });
+    if (range.partial != nullptr) range.partial += used * PartialFloats(attributes.padded);
   }
   return saturated;
 }

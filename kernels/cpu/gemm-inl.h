@@ -31,8 +31,8 @@ inline constexpr int64_t kTileColumns = 2 * kTileLanes;
 // The rows a tile of kVecs registers by kPanels groups of columns may have: its chains, one step of
 // the right factor and one element of the left one are registers.
 template <int kVecs, int kPanels>
-inline constexpr int kMaxGemmTileRows =
-    std::min(kGemmTileRows, (kVectorRegisters - 1) / (kVecs * kPanels) - 1);
+inline constexpr int kMaxGemmTileRows = std::min(kGemmTileRows,
+                                                 (kVectorRegisters - 1) / (kVecs * kPanels) - 1);
 
 // Row r, step k of the left factor is at a[r * a_row + k * a_step]; step k, column j of the right
 // one at b[k * b_step + j], and b_panel further on for each further group of columns of a wide
@@ -49,16 +49,17 @@ struct TileArgs {
   int64_t c_row;
   bool continued;  // c holds the chain so far
   // What comes after this tile, if it does not stream: a line of the right factor (kRows, to the L2
-  // cache) or of c (kPacked, two lines, to the L1 cache) every `next_step` bytes is asked for in one
-  // of `next_interval` turns of kTurnSteps steps, so that requests spread over the tile's time.
+  // cache) or of c (kPacked, two lines, to the L1 cache) every `next_step` bytes is asked for in
+  // one of `next_interval` turns of kTurnSteps steps, so that requests spread over the tile's time.
   const void* next;
   int64_t next_step;
   int64_t next_interval;
 };
 
 // Steps per turn of a tile's loop. Counting and advancing cost a tile of 12 multiply-adds a fifth
-// of its instructions, and the number of instructions limits a core that two threads share.
-inline constexpr int kTurnSteps = 4;
+// of its instructions, and the number of instructions limits a core that two threads share; a tile
+// of 28 has less to gain and more to compile.
+inline constexpr int kTurnSteps = HWY_MAX_BYTES == 64 ? 2 : 4;
 
 // Steps of a left factor packed for tiles: a_row is 1, and a_step this.
 inline constexpr int64_t kPackedRows = (kGemmTileRows + 7) / 8 * 8;
@@ -77,6 +78,15 @@ using TileFunction = void (*)(const TileArgs<B>&);
 // gemm_tiles.cc for the shapes that the products use.
 template <int kVecs, int kPanels, TileSource kSource, class B>
 TileFunction<B> TileFor(int64_t rows);
+
+// For the fast profile: rows times one panel of kVecs registers, its steps in two halves whose
+// chains run side by side and are added at the end. One chain for each output element waits for the
+// latency of a multiply-add at every step. a_row, b_step, steps and c_row are those of args;
+// args.continued is false.
+template <int kVecs>
+inline constexpr int kMaxSplitTileRows = std::min(3, (kVectorRegisters - 2) / (2 * kVecs));
+template <int kVecs, class B>
+TileFunction<B> SplitTileFor(int64_t rows);
 
 }  // namespace halfstep::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -76,7 +76,8 @@ HWY_NOINLINE void Tile(const TileArgs<B>& args) {
     Unroll<kPanels>([&](auto p) HALFSTEP_INLINE_LAMBDA {
       const B* const from = b + u * t.b_step + p * t.b_panel;
       if constexpr (kSource == TileSource::kStream) {
-        __builtin_prefetch(reinterpret_cast<const char*>(from) + kStreamBytes<kRows> / kPanels, 0, 3);
+        __builtin_prefetch(reinterpret_cast<const char*>(from) + kStreamBytes<kRows> / kPanels, 0,
+                           3);
       }
       Unroll<kVecs>([&](auto v) HALFSTEP_INLINE_LAMBDA {
         right[p * kVecs + v] = LoadPart(from + v * kTileLanes);
@@ -85,11 +86,9 @@ HWY_NOINLINE void Tile(const TileArgs<B>& args) {
     Unroll<kRows>([&](auto r) HALFSTEP_INLINE_LAMBDA {
       const char* address = low + 4 * r;
       if constexpr (!kPacked) address = (r < 7 ? low : high) + RowOffset<r % 7>(one, three, five);
-      const auto left =
-          hn::Set(kF32, *reinterpret_cast<const float*>(address + u * kStepBytes));
-      Unroll<kColumns>([&](auto j) HALFSTEP_INLINE_LAMBDA {
-        MultiplyAdd(left, right[j], acc[r][j]);
-      });
+      const auto left = hn::Set(kF32, *reinterpret_cast<const float*>(address + u * kStepBytes));
+      Unroll<kColumns>([&](auto j)
+                           HALFSTEP_INLINE_LAMBDA { MultiplyAdd(left, right[j], acc[r][j]); });
     });
   };
   const auto advance = [&](int64_t steps) HALFSTEP_INLINE_LAMBDA {
@@ -133,20 +132,70 @@ TileFunction<B> TileFor(int64_t rows) {
   return kTable[static_cast<size_t>(rows - 1)];
 }
 
+template <int kRows, int kVecs, class B>
+HWY_NOINLINE void SplitTile(const TileArgs<B>& args) {
+  const TileArgs<B> t = args;
+  const int64_t half = t.steps / 2;
+  hn::Vec<F32> acc[2][kRows][kVecs];
+  Unroll<kRows>([&](auto r) HALFSTEP_INLINE_LAMBDA {
+    Unroll<kVecs>([&](auto j) HALFSTEP_INLINE_LAMBDA {
+      acc[0][r][j] = hn::Zero(kF32);
+      acc[1][r][j] = hn::Zero(kF32);
+    });
+  });
+  const auto step = [&](auto s, const float* a, const B* b) HALFSTEP_INLINE_LAMBDA {
+    __builtin_prefetch(reinterpret_cast<const char*>(b) + kStreamBytes<kRows> / 2, 0, 3);
+    Unroll<kVecs>([&](auto j) HALFSTEP_INLINE_LAMBDA {
+      const auto right = LoadPart(b + j * kTileLanes);
+      Unroll<kRows>([&](auto r) HALFSTEP_INLINE_LAMBDA {
+        MultiplyAdd(hn::Set(kF32, a[r * t.a_row]), right, acc[s][r][j]);
+      });
+    });
+  };
+  for (int64_t k = 0; k < half; ++k) {
+    step(std::integral_constant<int, 0>(), t.a + k, t.b + k * t.b_step);
+    step(std::integral_constant<int, 1>(), t.a + half + k, t.b + (half + k) * t.b_step);
+  }
+  if (2 * half < t.steps) {
+    step(std::integral_constant<int, 1>(), t.a + 2 * half, t.b + 2 * half * t.b_step);
+  }
+  Unroll<kRows>([&](auto r) HALFSTEP_INLINE_LAMBDA {
+    Unroll<kVecs>([&](auto j) HALFSTEP_INLINE_LAMBDA {
+      hn::StoreU(hn::Add(acc[0][r][j], acc[1][r][j]), kF32, t.c + r * t.c_row + j * kTileLanes);
+    });
+  });
+}
+
+template <int kVecs, class B, size_t... kRow>
+constexpr std::array<TileFunction<B>, sizeof...(kRow)> SplitTable(std::index_sequence<kRow...>) {
+  return {&SplitTile<static_cast<int>(kRow) + 1, kVecs, B>...};
+}
+
+template <int kVecs, class B>
+TileFunction<B> SplitTileFor(int64_t rows) {
+  static constexpr auto kTable =
+      SplitTable<kVecs, B>(std::make_index_sequence<kMaxSplitTileRows<kVecs>>());
+  return kTable[static_cast<size_t>(rows - 1)];
+}
+
 #define HALFSTEP_TILE_(kVecs, kPanels, kSource, B) \
   template TileFunction<B> TileFor<kVecs, kPanels, TileSource::kSource, B>(int64_t)
 #if HWY_MAX_BYTES == 64
-#define HALFSTEP_TILES_(B)         \
-  HALFSTEP_TILE_(1, 1, kStream, B); \
-  HALFSTEP_TILE_(2, 1, kStream, B); \
-  HALFSTEP_TILE_(2, 2, kStream, B); \
-  HALFSTEP_TILE_(2, 4, kStream, B)
+#define HALFSTEP_TILES_(B)                              \
+  HALFSTEP_TILE_(1, 1, kStream, B);                     \
+  HALFSTEP_TILE_(2, 1, kStream, B);                     \
+  HALFSTEP_TILE_(2, 2, kStream, B);                     \
+  HALFSTEP_TILE_(2, 4, kStream, B);                     \
+  template TileFunction<B> SplitTileFor<1, B>(int64_t); \
+  template TileFunction<B> SplitTileFor<2, B>(int64_t)
 HALFSTEP_TILE_(1, 1, kRows, float);
 HALFSTEP_TILE_(2, 1, kRows, float);
 #else
-#define HALFSTEP_TILES_(B)         \
-  HALFSTEP_TILE_(2, 1, kStream, B); \
-  HALFSTEP_TILE_(4, 1, kStream, B); \
+#define HALFSTEP_TILES_(B)                              \
+  HALFSTEP_TILE_(2, 1, kStream, B);                     \
+  HALFSTEP_TILE_(4, 1, kStream, B);                     \
+  template TileFunction<B> SplitTileFor<2, B>(int64_t); \
+  template TileFunction<B> SplitTileFor<4, B>(int64_t); \
   HALFSTEP_TILE_(2, 1, kRows, B)
 #endif
 HALFSTEP_TILES_(float);

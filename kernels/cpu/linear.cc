@@ -40,6 +40,10 @@ bool WorthThreads(const ExecContext& ctx, int64_t rows, int64_t weights) {
                               weights * static_cast<int64_t>(sizeof(T)) >= kParallelBytes);
 }
 
+// Rows that the fast profile takes in tiles of two halves.
+inline constexpr int kMaxSplitRows =
+    kMaxSplitTileRows<static_cast<int>(kPanelAlignment / kTileLanes)>;
+
 constexpr int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // At most kGemmTileRows rows: one tile high, the right factor converted in registers.
@@ -64,6 +68,11 @@ class FewRows {
       int64_t panel = units * task / tasks * kUnitPanels;
       const int64_t last = std::min(panels, units * (task + 1) / tasks * kUnitPanels);
       size_t saturated = 0;
+      if (ctx.profile == Profile::kFast && rows_ <= kMaxSplitRows) {
+        RunSplitTiles(left, stride, panel, last, &saturated);
+        CountSaturated(ctx, static_cast<int64_t>(saturated));
+        return;
+      }
       // The fewer rows, the more panels at once: chains in flight and streams to read.
       if constexpr (kTileColumns == kPanelColumns) {
         if (rows_ <= kMaxGemmTileRows<2, 4>) {
@@ -116,6 +125,30 @@ class FewRows {
       }
     }
     return panel;
+  }
+
+  // Each panel whole, or where that leaves no registers its 16 columns at a time, in tiles whose
+  // steps are in two halves.
+  void RunSplitTiles(const float* left, int64_t stride, int64_t panel, int64_t last,
+                     size_t* saturated) const {
+    constexpr int kWholeVecs = static_cast<int>(kPanelColumns / kTileLanes);
+    constexpr int kPartVecs = static_cast<int>(kPanelAlignment / kTileLanes);
+    float chains[kMaxSplitRows * kPanelColumns];
+    for (; panel < last; ++panel) {
+      TileArgs<T> args = Args(left, stride, panel);
+      args.c = chains;
+      args.c_row = kPanelColumns;
+      if (args.b_step == kPanelColumns && rows_ <= kMaxSplitTileRows<kWholeVecs>) {
+        SplitTileFor<kWholeVecs, T>(rows_)(args);
+      } else {
+        for (int64_t column = 0; column < args.b_step; column += kPanelAlignment) {
+          args.b = right_.At(panel, 0) + column;
+          args.c = chains + column;
+          SplitTileFor<kPartVecs, T>(rows_)(args);
+        }
+      }
+      *saturated += out_.Store(0, rows_, panel, chains, kPanelColumns);
+    }
   }
 
   // Panels wider than a tile.
@@ -279,8 +312,8 @@ class ManyRows {
     const int64_t rows = task.end_row - task.row;
     const int64_t tiles = CeilDivide(rows, kGemmTileRows);
     const int64_t passes = tiles * CeilDivide(width, kTileColumns);
-    // Changed in place from tile to tile: a copy right after its members were written would wait for
-    // them to reach the cache.
+    // Changed in place from tile to tile: a copy right after its members were written would wait
+    // for them to reach the cache.
     TileArgs<TileElement> args{};
     args.a_row = left_stride_;
     args.b_step = width;

@@ -139,7 +139,8 @@ class WeightGradient {
     }
   }
 
-  // [32 / kTileColumns, steps, kTileColumns] FP32 copies of x[token.., in..), zero beyond `columns`.
+  // [32 / kTileColumns, steps, kTileColumns] FP32 copies of x[token.., in..), zero beyond
+  // `columns`.
   void ConvertRight(int64_t token, int64_t steps, int64_t in, int64_t columns, float* to) const {
     const T* from = x_ + token * in_ + in;
     const auto low = static_cast<size_t>(columns);

@@ -7,8 +7,8 @@
 
 namespace halfstep {
 
-// y[t, j] = silu(gate[t, j]) * up[t, j] with gate_up: [tokens, 2 * width] = [gate | up];
-// y: [tokens, width]. Computed in FP32, rounded on the store.
+// y[t, j] = silu(gate[t, j]) * up[t, j] with gate_up: [tokens, 2 * width] = [gate | up] in the
+// dtype of y, or FP32; y: [tokens, width]. Computed in FP32, rounded on the store.
 void SwiGlu(const ExecContext& ctx, ConstTensor gate_up, Tensor y);
 
 // dgate_up: [tokens, 2 * width], overwritten.

@@ -5,7 +5,8 @@
 // Both run one recurrence: blocks of kKvBlockTokens keys from position 0 on, online softmax in FP32
 // (Dao et al., arXiv 2205.14135), probabilities rounded to the dtype before P V, no split over
 // keys. So the output row of a query depends on its sequence only, and training equals decoding bit
-// for bit.
+// for bit. In the fast profile PagedCausalAttention keeps probabilities in FP32 and splits the keys
+// of a single query into parts that are merged by their log-sum-exp (Flash-Decoding).
 #pragma once
 
 #include <cstddef>

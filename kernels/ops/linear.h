@@ -2,7 +2,8 @@
 // Linear layers: y = x W^T + b, forward and both backward products.
 //
 // Every output element is one FP32 accumulation chain over the ascending inner index, so a row's
-// bits do not depend on the other rows, on tiles or on threads (docs/numerics.md).
+// bits do not depend on the other rows, on tiles or on threads (docs/numerics.md). Only the forward
+// of the fast profile may split the inner index, where the rows are few.
 #pragma once
 
 #include <cstddef>

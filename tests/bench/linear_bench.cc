@@ -74,8 +74,7 @@ Layers MakeLayers(const ExecContext& ctx, const Case& c) {
   if (c.direction == kBackwardWeight) {
     result.gradients = Buffer("gradients", count * bytes);
     for (size_t i = 0; i < count; ++i) {
-      result.layers[i].gradient =
-          result.gradients.View(DType::kFloat32, {c.out, c.in}, i * bytes);
+      result.layers[i].gradient = result.gradients.View(DType::kFloat32, {c.out, c.in}, i * bytes);
     }
     return result;
   }
@@ -87,8 +86,7 @@ Layers MakeLayers(const ExecContext& ctx, const Case& c) {
   for (size_t i = 0; i < count; ++i) {
     Layer& layer = result.layers[i];
     layer.weight = result.weights.View(c.dtype, {c.out, c.in}, i * bytes);
-    layer.packed =
-        result.packed.View(DType::kUInt8, {static_cast<int64_t>(packed)}, i * packed);
+    layer.packed = result.packed.View(DType::kUInt8, {static_cast<int64_t>(packed)}, i * packed);
     std::memcpy(layer.weight.data(), weight.view().data(), bytes);
     PackLinear(ctx, layer.weight, layer.packed);
   }

@@ -10,6 +10,7 @@
 #include "kernels/reference/attention.h"
 #include "tests/kernels/attention_case.h"
 #include "tests/kernels/op_test.h"
+#include "tests/kernels/paged_cache.h"
 
 namespace halfstep {
 namespace {
@@ -104,6 +105,52 @@ TEST(CausalAttentionTest, NotANumberStaysInItsSequenceAndAfterItsPosition) {
       }
     }
   }
+}
+
+// The whole context as one prefill, and its last tokens one by one.
+TEST(PagedAttentionTest, FastProfileMatchesReferenceWithSplitKeys) {
+  for (const DType dtype : test::kRealDTypes) {
+    for (const AttentionShape& shape :
+         {AttentionShape{4, 2, 32, {530, 256, 257, 3}}, AttentionShape{10, 2, 64, {1030}},
+          AttentionShape{3, 3, 24, {300, 700}}, AttentionShape{12, 1, 16, {513}}}) {
+      const AttentionCase in(dtype, shape);
+      const AttentionCase exact = in.InDouble();
+      test::AttentionOutputs want(DType::kFloat64, DType::kFloat64, shape);
+      reference::CausalAttention(exact.packed(), want.out, want.lse);
+      for (const int threads : {1, 3}) {
+        const TestContext ctx(threads, Profile::kFast);
+        test::Random random(5);
+        test::PagedCache cache(in, random);
+        OwnedTensor out = Zeros(dtype, in.q.view().shape());
+        std::vector<int32_t> from(shape.lengths.size(), 0), to;
+        for (const int32_t length : shape.lengths) to.push_back(std::max(1, length - 3));
+        cache.Step(ctx, from, to, out);
+        while (to != shape.lengths) {
+          from = to;
+          for (size_t s = 0; s < to.size(); ++s) to[s] = std::min(to[s] + 1, shape.lengths[s]);
+          cache.Step(ctx, from, to, out);
+        }
+        EXPECT_TRUE(Close(out, want.out, tolerance::AttentionOut(dtype), in.name()));
+      }
+    }
+  }
+}
+
+// A split must not be what the bitwise profile computes, or nothing was split.
+TEST(PagedAttentionTest, FastProfileSplitsTheKeysOfALongContext) {
+  const AttentionCase in(DType::kFloat32, {4, 2, 32, {600}});
+  const auto last_row = [&](Profile profile) {
+    const TestContext ctx(1, profile);
+    test::Random random(6);
+    test::PagedCache cache(in, random);
+    OwnedTensor out = Zeros(DType::kFloat32, in.q.view().shape());
+    cache.Step(ctx, {0}, {599}, out);
+    cache.Step(ctx, {599}, {600}, out);
+    return out;
+  };
+  const OwnedTensor fast = last_row(Profile::kFast), bitwise = last_row(Profile::kBitwise);
+  EXPECT_FALSE(test::SameBits(fast.view().Rows(599, 1), bitwise.view().Rows(599, 1), "split"));
+  EXPECT_TRUE(test::SameBits(fast.view().Rows(0, 599), bitwise.view().Rows(0, 599), "whole"));
 }
 
 }  // namespace

@@ -100,6 +100,41 @@ TEST_P(LinearTest, ForwardMatchesTheReference) {
   }
 }
 
+TEST_P(LinearTest, ForwardOfTheFastProfileMatchesTheReference) {
+  for (const DType dtype : kRealDTypes) {
+    for (const int threads : {1, 3}) {
+      const TestContext ctx(threads, Profile::kFast);
+      for (const Dims& dims : OddDims()) {
+        if (dims.tokens > 8) continue;
+        test::Random random(4);
+        const Weight w = MakeWeight(ctx, random, dtype, dims);
+        const OwnedTensor x = random.Normal(dtype, {dims.tokens, dims.in});
+        OwnedTensor y = Zeros(DType::kFloat32, {dims.tokens, dims.out});
+        Linear(ctx, x, w.view(), y);
+        OwnedTensor want = Zeros(DType::kFloat64, {dims.tokens, dims.out});
+        reference::Linear(AsDouble(x), AsDouble(w.plain), AsDouble(w.bias), want);
+        EXPECT_TRUE(Close(y, want, tolerance::Gemm(DType::kFloat32), CaseName(dims, dtype)));
+      }
+    }
+  }
+}
+
+// Few rows split the inner index: another order of summation shows in the bits.
+TEST_P(LinearTest, TheFastProfileSplitsTheInnerIndexOfFewRows) {
+  const TestContext fast(1, Profile::kFast), bitwise;
+  for (const int64_t tokens : {1, 2, 3, 20}) {
+    const Dims dims{tokens, 301, 96};
+    test::Random random(5);
+    const Weight w = MakeWeight(bitwise, random, DType::kFloat32, dims);
+    const OwnedTensor x = random.Normal(DType::kFloat32, {dims.tokens, dims.in});
+    OwnedTensor y = Zeros(DType::kFloat32, {dims.tokens, dims.out});
+    OwnedTensor other = Zeros(DType::kFloat32, {dims.tokens, dims.out});
+    Linear(fast, x, w.view(), y);
+    Linear(bitwise, x, w.view(), other);
+    EXPECT_EQ(bool(SameBits(y, other, "y")), tokens == 20) << tokens << " tokens";
+  }
+}
+
 TEST_P(LinearTest, BackwardInputMatchesTheReference) {
   TestContext ctx(2);
   test::Random random(2);

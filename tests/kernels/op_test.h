@@ -115,8 +115,9 @@ class Random {
 // An ExecContext that owns its workspace, threads and saturation counter.
 class TestContext {
  public:
-  explicit TestContext(int threads = 1) {
+  explicit TestContext(int threads = 1, Profile profile = Profile::kBitwise) {
     if (threads > 1) pool_ = std::make_unique<ThreadPool>(threads);
+    context_.profile = profile;
     context_.workspace = &workspace_;
     context_.threads = pool_.get();
     context_.saturated_stores = &saturated_;

@@ -53,7 +53,8 @@ inline ModelConfig TinyConfig(Architecture architecture) {
 // Owns what an ExecContext points to.
 class TestContext {
  public:
-  explicit TestContext(int threads = 1) : pool_(threads) {
+  explicit TestContext(int threads = 1, Profile profile = Profile::kBitwise) : pool_(threads) {
+    ctx_.profile = profile;
     ctx_.workspace = &workspace_;
     ctx_.threads = &pool_;
     ctx_.saturated_stores = &saturated_;

@@ -427,6 +427,67 @@ TEST(TransformerCacheTest, EmptyLogitRowsOnlyFillTheCache) {
   ExpectEqualBytes(hidden, expected.view().Rows(3, 1), "row 3");
 }
 
+// Hidden states of one sequence, from one prefill of its first half and then token by token.
+OwnedTensor Decode(const ModelWeights& weights, const std::vector<int32_t>& sequence,
+                   Profile profile) {
+  const ModelConfig& config = weights.config();
+  const TestContext ctx(1, profile);
+  const auto count = static_cast<int64_t>(sequence.size());
+  const int64_t blocks = (count + kKvBlockTokens - 1) / kKvBlockTokens;
+  KvCache cache(config, weights.dtype(), blocks);
+  OwnedTensor hidden("hidden", weights.dtype(), {count, config.hidden_size});
+  for (int64_t done = 0; done < count;) {
+    const int64_t rows = done == 0 ? count / 2 : 1;
+    StepBatch step;
+    step.max_blocks = blocks;
+    for (int64_t i = 0; i < rows; ++i) {
+      const auto position = static_cast<int32_t>(done + i);
+      step.logit_rows.push_back(static_cast<int32_t>(i));
+      step.tokens.push_back(sequence[static_cast<size_t>(position)]);
+      step.positions.push_back(position);
+      step.slots.push_back(position);
+    }
+    step.query_start = {0, static_cast<int32_t>(rows)};
+    step.context = {static_cast<int32_t>(done + rows)};
+    for (int32_t block = 0; block < blocks; ++block) step.block_tables.push_back(block);
+    Transformer(config).ForwardInfer(ctx, weights, step, &cache, hidden.view().Rows(done, rows));
+    done += rows;
+  }
+  return hidden;
+}
+
+double Distance(ConstTensor a, const OwnedTensor& exact) {
+  double square = 0, norm = 0;
+  for (int64_t i = 0; i < a.elements(); ++i) {
+    const double want = exact.view().as<float>()[i];
+    const double got = a.dtype() == DType::kFloat16    ? ToFloat(a.as<Float16>()[i])
+                       : a.dtype() == DType::kBFloat16 ? ToFloat(a.as<BFloat16>()[i])
+                                                       : a.as<float>()[i];
+    square += (got - want) * (got - want);
+    norm += want * want;
+  }
+  return std::sqrt(square / norm);
+}
+
+// Against the training engine in FP32 with the same (rounded) weights.
+TEST_P(TransformerTest, TheFastEngineIsAnotherEngineAndNoWorse) {
+  const Sequences sequences = RandomSequences(config_, {90}, 31);
+  ParameterBuffer rounded(weights_->parameters().shared_layout(), DType::kFloat32, "rounded");
+  Cast(TestContext(), std::as_const(*weights_).parameters().flat(), Overflow::kInfinity,
+       rounded.flat());
+  const auto exact_weights = WeightsFrom(config_, rounded, DType::kFloat32);
+  const OwnedTensor exact = Decode(*exact_weights, sequences[0], Profile::kBitwise);
+  const OwnedTensor bitwise = Decode(*weights_, sequences[0], Profile::kBitwise);
+  const OwnedTensor fast = Decode(*weights_, sequences[0], Profile::kFast);
+  EXPECT_NE(std::memcmp(fast.view().data(), bitwise.view().data(), fast.view().bytes()), 0);
+  if (dtype_ == DType::kFloat32) {
+    EXPECT_LT(Distance(fast.view(), exact), 1e-5);
+  } else {
+    EXPECT_LT(Distance(fast.view(), exact), Distance(bitwise.view(), exact));
+    EXPECT_GT(Distance(fast.view(), exact), 0);
+  }
+}
+
 TEST(TransformerMemoryTest, SteadyStateAllocatesNothing) {
   const ModelConfig config = TinyConfig(Architecture::kQwen3);
   const auto weights = WeightsFrom(config, RandomMaster(config, 1), DType::kFloat16);
