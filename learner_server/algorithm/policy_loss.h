@@ -18,8 +18,8 @@ enum class Objective {
   // -min(r A, clip(r, 1 - low, 1 + high) A), arXiv 1707.06347; with a dual clip c, where A < 0, no
   // more than -c A, arXiv 1912.09729.
   kPpoClip,
-  // The same of s = exp(mean over the response of log r) for every token, arXiv 2507.18071. The
-  // gradient flows through s, so to every token alike.
+  // -min(s A, clip(s, 1 - low, 1 + high) A) for every token, s = exp(mean over the response of
+  // log r), arXiv 2507.18071. The gradient flows through s, so to every token alike.
   kGspo,
   // -sg(clip(r, 1 - low, 1 + high)) A log pi, arXiv 2506.13585: no token loses its gradient.
   kCispo,

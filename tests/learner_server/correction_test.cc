@@ -123,7 +123,7 @@ TEST_P(CorrectionTest, EqualPoliciesGiveExactOnes) {
 TEST_P(CorrectionTest, ExtremeRatiosStayFinite) {
   for (const std::vector<float>& d :
        {std::vector<float>{50}, std::vector<float>{-50}, std::vector<float>{0, 50, 0.1f},
-        std::vector<float>{-50, 0}, std::vector<float>{50, -50}}) {
+        std::vector<float>{-50, 0}, std::vector<float>{50, -50}, std::vector<float>{50, -30}}) {
     const Response response = FromLogRatios(d);
     const std::vector<double> weights = WeightsOf(DefaultCorrection(GetParam()), response);
     for (size_t t = 0; t < weights.size(); ++t) {

@@ -164,6 +164,7 @@ TEST(OverlongTest, FallsOverTheCache) {
   EXPECT_DOUBLE_EQ(OverlongPenalty(options, 81), -1.0 / 20);
   EXPECT_DOUBLE_EQ(OverlongPenalty(options, 90), -0.5);
   EXPECT_EQ(OverlongPenalty(options, 100), -1);
+  EXPECT_EQ(OverlongPenalty(options, 101), -1);
   EXPECT_EQ(OverlongPenalty(options, 5000), -1);
   EXPECT_EQ(OverlongPenalty({}, 5000), 0);
 }
