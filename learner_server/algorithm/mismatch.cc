@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "kernels/check.h"
-#include "learner_server/algorithm/policy_loss.h"
+#include "learner_server/algorithm/log_ratio.h"
 
 namespace halfstep {
 
@@ -42,7 +42,7 @@ void MismatchStatistics::Add(std::span<const float> learner, std::span<const flo
     const double mu = std::exp(static_cast<double>(behaviour[t]));
     const double prob_diff = std::abs(pi - mu);
     const double k3 = std::expm1(d) - d;
-    const double log_weight = std::clamp(d, -kLogRatioLimit, kLogRatioLimit);
+    const double log_weight = ClampLogRatio(d);
     const double weight = std::exp(log_weight);
     const double capped = std::clamp(weight, 1 / kWeightCap, kWeightCap);
     sequence += d;
@@ -64,10 +64,10 @@ void MismatchStatistics::Add(std::span<const float> learner, std::span<const flo
   sequence_sum_ += sequence;
   sequence_abs_sum_ += std::abs(sequence);
   sequence_k3_ += sequence_k3;
-  chi2_sequence_ += std::expm1(2 * std::clamp(sequence, -kLogRatioLimit, kLogRatioLimit));
+  chi2_sequence_ += std::expm1(2 * ClampLogRatio(sequence));
   if (!learner.empty()) {
     const double tokens = static_cast<double>(learner.size());
-    perplexity_ratio_ += std::exp(std::clamp(-sequence / tokens, -kLogRatioLimit, kLogRatioLimit));
+    perplexity_ratio_ += std::exp(ClampLogRatio(-sequence / tokens));
     lengths_.Add(tokens, sequence);
   }
   ++sequences_;

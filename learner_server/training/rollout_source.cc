@@ -138,17 +138,17 @@ absl::StatusOr<TrainBatch> MakeTrainBatch(const JobSettings& settings, int64_t s
   const size_t groups = scores.size() / group_size;
   const size_t groups_per_update = groups / static_cast<size_t>(settings.updates);
   batch.updates.resize(static_cast<size_t>(settings.updates));
+  std::vector<ScoredGroup> scored_groups;
   for (size_t group = 0; group < groups; ++group) {
-    const std::vector<double> advantages =
-        GroupAdvantages(settings.train_step.algorithm.advantage,
-                        std::span(scores).subspan(group * group_size, group_size));
-    for (size_t i = 0; i < group_size; ++i) {
-      const size_t at = group * group_size + i;
-      if (!scores[at]) continue;
-      if (settings.save_samples) batch.samples[at].advantage = advantages[i];
-      batch.updates[group / groups_per_update].push_back(
-          MakeSequence(std::move(trajectories[at]), advantages[i]));
-    }
+    scored_groups.push_back({std::span(scores).subspan(group * group_size, group_size)});
+  }
+  const std::vector<double> advantages =
+      BatchAdvantages(settings.train_step.algorithm.advantage, scored_groups);
+  for (size_t at = 0; at < groups * group_size; ++at) {
+    if (!scores[at]) continue;
+    if (settings.save_samples) batch.samples[at].advantage = advantages[at];
+    batch.updates[at / group_size / groups_per_update].push_back(
+        MakeSequence(std::move(trajectories[at]), advantages[at]));
   }
   batch.rows_consumed = static_cast<int64_t>(groups);
   return batch;

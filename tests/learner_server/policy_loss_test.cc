@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Objectives, aggregations and presets on five tokens, without a model.
+// The two basic objectives on five tokens, without a model.
 #include "learner_server/algorithm/policy_loss.h"
 
 #include <gmock/gmock.h>
@@ -7,9 +7,6 @@
 
 #include <array>
 #include <cmath>
-#include <vector>
-
-#include "learner_server/algorithm/presets.h"
 
 namespace halfstep {
 namespace {
@@ -110,56 +107,6 @@ TEST(PolicyLossTest, DerivativesMatchFiniteDifferences) {
       }
     }
   }
-}
-
-TEST(AggregationTest, WeightsAreGlobalCounts) {
-  const LossDenominators counts{.tokens = 40, .sequences = 4, .constant_length = 32};
-  EXPECT_DOUBLE_EQ(TokenWeight(Aggregation::kTokenMean, counts, 5), 1.0 / 40);
-  EXPECT_DOUBLE_EQ(TokenWeight(Aggregation::kSequenceMeanTokenMean, counts, 5), 1.0 / 20);
-  EXPECT_DOUBLE_EQ(TokenWeight(Aggregation::kSequenceMeanTokenSum, counts, 5), 1.0 / 4);
-  EXPECT_DOUBLE_EQ(TokenWeight(Aggregation::kSequenceMeanTokenSumNorm, counts, 5), 1.0 / 128);
-}
-
-TEST(AggregationTest, MeansGiveEveryTokenOrEverySequenceTheSameTotal) {
-  const LossDenominators counts{.tokens = 12, .sequences = 3, .constant_length = 8};
-  double token_mean = 0, sequence_mean = 0;
-  for (const int64_t length : {2, 3, 7}) {
-    token_mean +=
-        static_cast<double>(length) * TokenWeight(Aggregation::kTokenMean, counts, length);
-    sequence_mean += static_cast<double>(length) *
-                     TokenWeight(Aggregation::kSequenceMeanTokenMean, counts, length);
-  }
-  EXPECT_DOUBLE_EQ(token_mean, 1);
-  EXPECT_DOUBLE_EQ(sequence_mean, 1);
-}
-
-TEST(AlgorithmPresetTest, RowsAreAsDocumented) {
-  struct Row {
-    const char* name;
-    AdvantageKind advantage;
-    Objective objective;
-    Aggregation aggregation;
-  };
-  const Row rows[] = {
-      {"reinforce", AdvantageKind::kGroupMean, Objective::kPolicyGradient,
-       Aggregation::kSequenceMeanTokenSumNorm},
-      {"grpo", AdvantageKind::kGroupMeanStd, Objective::kPpoClip,
-       Aggregation::kSequenceMeanTokenMean},
-      {"dr_grpo", AdvantageKind::kGroupMean, Objective::kPpoClip,
-       Aggregation::kSequenceMeanTokenSumNorm},
-      {"rloo", AdvantageKind::kLeaveOneOut, Objective::kPolicyGradient,
-       Aggregation::kSequenceMeanTokenSum},
-  };
-  ASSERT_EQ(AlgorithmPresets().size(), std::size(rows));
-  for (const Row& row : rows) {
-    const Algorithm* preset = FindAlgorithmPreset(row.name);
-    ASSERT_NE(preset, nullptr) << row.name;
-    EXPECT_EQ(preset->advantage, row.advantage) << row.name;
-    EXPECT_EQ(preset->loss.objective, row.objective) << row.name;
-    EXPECT_EQ(preset->aggregation, row.aggregation) << row.name;
-  }
-  EXPECT_DOUBLE_EQ(FindAlgorithmPreset("dr_grpo")->loss.clip_high, 0.28);
-  EXPECT_EQ(FindAlgorithmPreset("dr-grpo"), nullptr);
 }
 
 }  // namespace
