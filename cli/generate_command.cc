@@ -4,7 +4,6 @@
 #include <memory>
 #include <string>
 
-#include "absl/strings/str_cat.h"
 #include "cli/commands.h"
 #include "cli/engine_flags.h"
 #include "cli/generator.h"
@@ -12,7 +11,6 @@
 #include "common/base/shutdown_signal.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/flags.h"
-#include "learner_server/data/jsonl.h"
 
 namespace halfstep {
 namespace {
@@ -52,18 +50,8 @@ absl::Status CheckSource(const GenerateArguments& arguments) {
 }
 
 absl::StatusOr<std::vector<PromptText>> ReadPrompts(const GenerateArguments& arguments) {
-  std::vector<PromptText> prompts;
-  if (!arguments.prompt.empty()) {
-    prompts.push_back({arguments.prompt, ""});
-    return prompts;
-  }
-  HALFSTEP_ASSIGN_OR_RETURN(std::vector<JsonlRow> rows,
-                            ReadJsonl(arguments.prompts_file, {arguments.prompt_column}));
-  for (JsonlRow& row : rows) {
-    prompts.push_back(
-        {std::move(row.columns[0]), absl::StrCat(arguments.prompts_file, ":", row.line)});
-  }
-  return prompts;
+  if (!arguments.prompt.empty()) return std::vector<PromptText>{{arguments.prompt, ""}};
+  return ReadPromptFile(arguments.prompts_file, arguments.prompt_column);
 }
 
 absl::StatusOr<std::unique_ptr<Generator>> MakeGenerator(const GenerateArguments& arguments) {

@@ -23,6 +23,10 @@ struct PromptText {
   std::string place;  // file and line, "prompts.jsonl:3"; empty for one of the command line
 };
 
+// The prompts of a JSON Lines file, from `column`. The errors of ReadJsonl.
+absl::StatusOr<std::vector<PromptText>> ReadPromptFile(const std::string& path,
+                                                       const std::string& column);
+
 // `status` with the place of the prompt that it is about.
 absl::Status AtPrompt(const absl::Status& status, const PromptText& prompt);
 
@@ -59,8 +63,8 @@ class Generator {
 // INVALID_ARGUMENT.
 class LocalGenerator final : public Generator {
  public:
-  LocalGenerator(LocalModel model, DType dtype, int threads)
-      : model_(std::move(model)), dtype_(dtype), threads_(threads) {}
+  LocalGenerator(LocalModel model, DType dtype, int threads, Profile profile = Profile::kBitwise)
+      : model_(std::move(model)), dtype_(dtype), threads_(threads), profile_(profile) {}
   absl::Status Generate(const GenerateOrder& order, const OnPiece& on_piece,
                         const std::function<bool()>& go_on) override;
 
@@ -68,6 +72,7 @@ class LocalGenerator final : public Generator {
   const LocalModel model_;
   const DType dtype_;
   const int threads_;
+  const Profile profile_;
 };
 
 // Generates with what a rollout server serves. Each prompt is a call; `timeout` is a call's.

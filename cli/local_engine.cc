@@ -19,21 +19,6 @@ namespace {
 constexpr size_t kMaxTokenizerBytes = size_t{64} << 20;
 constexpr int64_t kMaxSequences = 256;
 
-absl::StatusOr<std::shared_ptr<const ModelWeights>> LoadWeights(const LocalModel& model,
-                                                                const LocalEngineOptions& options,
-                                                                int threads) {
-  auto weights = std::make_shared<ModelWeights>(model.folder.config, model.folder.layout,
-                                                options.dtype, options.max_sequence_tokens);
-  HALFSTEP_RETURN_IF_ERROR(LoadHuggingFaceWeights(model.folder, &weights->parameters()));
-  Workspace workspace;
-  ThreadPool pool(threads);
-  ExecContext ctx;
-  ctx.workspace = &workspace;
-  ctx.threads = &pool;
-  weights->Pack(ctx);
-  return weights;
-}
-
 }  // namespace
 
 absl::StatusOr<LocalModel> OpenLocalModel(const std::string& directory) {
@@ -49,6 +34,37 @@ absl::StatusOr<LocalModel> OpenLocalModel(const std::string& directory) {
   return model;
 }
 
+absl::StatusOr<std::shared_ptr<const ModelWeights>> LoadLocalWeights(const LocalModel& model,
+                                                                     DType dtype,
+                                                                     int64_t max_sequence_tokens,
+                                                                     int threads) {
+  try {
+    auto weights = std::make_shared<ModelWeights>(model.folder.config, model.folder.layout, dtype,
+                                                  max_sequence_tokens);
+    HALFSTEP_RETURN_IF_ERROR(LoadHuggingFaceWeights(model.folder, &weights->parameters()));
+    Workspace workspace;
+    ThreadPool pool(threads);
+    ExecContext ctx;
+    ctx.workspace = &workspace;
+    ctx.threads = &pool;
+    weights->Pack(ctx);
+    return weights;
+  } catch (const std::bad_alloc&) {
+    return OutOfMemory(model, dtype);
+  }
+}
+
+int ThreadsOrAll(int threads) {
+  return threads > 0 ? threads
+                     : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
+absl::Status OutOfMemory(const LocalModel& model, DType dtype) {
+  return Error(absl::StatusCode::kResourceExhausted, "OUT_OF_MEMORY",
+               absl::StrCat("not enough memory for the ", model.folder.layout->parameter_count(),
+                            " parameters of ", model.folder.directory, " in ", Name(dtype)));
+}
+
 absl::StatusOr<std::unique_ptr<Engine>> StartLocalEngine(const LocalModel& model,
                                                          const LocalEngineOptions& options) {
   EngineOptions engine_options;
@@ -58,23 +74,19 @@ absl::StatusOr<std::unique_ptr<Engine>> StartLocalEngine(const LocalModel& model
   engine_options.max_sequence_tokens = options.max_sequence_tokens;
   engine_options.max_sequences = std::min(options.samples, kMaxSequences);
   engine_options.max_outstanding = options.samples;
-  engine_options.threads =
-      options.threads > 0 ? options.threads
-                          : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  engine_options.threads = ThreadsOrAll(options.threads);
   engine_options.token_bytes = [tokenizer = model.tokenizer](int32_t token) -> std::string_view {
     return tokenizer->BytesOf(token);
   };
-  const int threads = engine_options.threads;
+  HALFSTEP_ASSIGN_OR_RETURN(
+      auto weights,
+      LoadLocalWeights(model, options.dtype, options.max_sequence_tokens, engine_options.threads));
   try {
-    HALFSTEP_ASSIGN_OR_RETURN(auto weights, LoadWeights(model, options, threads));
     HALFSTEP_ASSIGN_OR_RETURN(auto engine, Engine::Create(std::move(engine_options)));
     engine->SetWeights(std::move(weights), kLocalVersion, [](const absl::Status&) {});
     return engine;
   } catch (const std::bad_alloc&) {
-    return Error(
-        absl::StatusCode::kResourceExhausted, "OUT_OF_MEMORY",
-        absl::StrCat("not enough memory for the ", model.folder.layout->parameter_count(),
-                     " parameters of ", model.folder.directory, " in ", Name(options.dtype)));
+    return OutOfMemory(model, options.dtype);
   }
 }
 

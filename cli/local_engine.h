@@ -34,6 +34,19 @@ struct LocalEngineOptions {
 // The version that the weights of a folder get.
 inline constexpr uint64_t kLocalVersion = 0;
 
+// The folder's weights in `dtype`, packed; their RoPE table has `max_sequence_tokens` rows. The
+// errors of LoadHuggingFaceWeights; RESOURCE_EXHAUSTED (reason OUT_OF_MEMORY) when they do not fit.
+absl::StatusOr<std::shared_ptr<const ModelWeights>> LoadLocalWeights(const LocalModel& model,
+                                                                     DType dtype,
+                                                                     int64_t max_sequence_tokens,
+                                                                     int threads);
+
+// `threads`, or one per core where it is 0.
+int ThreadsOrAll(int threads);
+
+// RESOURCE_EXHAUSTED, reason OUT_OF_MEMORY: for the parameters in this dtype.
+absl::Status OutOfMemory(const LocalModel& model, DType dtype);
+
 // Loads the weights and serves them. The errors of LoadHuggingFaceWeights and Engine::Create.
 absl::StatusOr<std::unique_ptr<Engine>> StartLocalEngine(const LocalModel& model,
                                                          const LocalEngineOptions& options);

@@ -69,6 +69,7 @@ absl::Status LocalGenerator::Generate(const GenerateOrder& order, const OnPiece&
   std::vector<GroupRequest> requests = MakeRequests(order, model_);
   LocalEngineOptions options;
   options.dtype = dtype_;
+  options.profile = profile_;
   options.threads = threads_;
   options.samples = static_cast<int64_t>(requests.size()) * order.samples;
   for (const GroupRequest& request : requests) {

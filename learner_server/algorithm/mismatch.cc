@@ -25,6 +25,20 @@ void Covariance::Add(double x, double y) {
   xy += dx * dy * shrink;
 }
 
+void Covariance::Merge(const Covariance& other) {
+  if (other.count == 0) return;
+  const double dx = other.mean_x - mean_x;
+  const double dy = other.mean_y - mean_y;
+  const double total = count + other.count;
+  const double share = other.count / total;
+  mean_x += dx * share;
+  mean_y += dy * share;
+  xx += other.xx + dx * dx * (count * share);
+  yy += other.yy + dy * dy * (count * share);
+  xy += other.xy + dx * dy * (count * share);
+  count = total;
+}
+
 double Covariance::Slope() const { return xx == 0 ? 0 : xy / xx; }
 
 double Covariance::Correlation() const {
@@ -71,6 +85,29 @@ void MismatchStatistics::Add(std::span<const float> learner, std::span<const flo
     lengths_.Add(tokens, sequence);
   }
   ++sequences_;
+}
+
+void MismatchStatistics::Merge(const MismatchStatistics& other) {
+  magnitudes_.insert(magnitudes_.end(), other.magnitudes_.begin(), other.magnitudes_.end());
+  sequences_ += other.sequences_;
+  bit_equal_ += other.bit_equal_;
+  squares_ += other.squares_;
+  k3_ += other.k3_;
+  max_ = std::max(max_, other.max_);
+  prob_diff_sum_ += other.prob_diff_sum_;
+  prob_diff_max_ = std::max(prob_diff_max_, other.prob_diff_max_);
+  sequence_sum_ += other.sequence_sum_;
+  sequence_abs_sum_ += other.sequence_abs_sum_;
+  sequence_k3_ += other.sequence_k3_;
+  perplexity_ratio_ += other.perplexity_ratio_;
+  chi2_token_ += other.chi2_token_;
+  chi2_sequence_ += other.chi2_sequence_;
+  weight_sum_ += other.weight_sum_;
+  weight_squares_ += other.weight_squares_;
+  above_cap_ += other.above_cap_;
+  below_cap_ += other.below_cap_;
+  probabilities_.Merge(other.probabilities_);
+  lengths_.Merge(other.lengths_);
 }
 
 MismatchMetrics MismatchStatistics::Summarize() const {

@@ -59,6 +59,8 @@ struct Covariance {
   double xy = 0;
 
   void Add(double x, double y);
+  // As if the pairs of `other` were added (Chan, Golub and LeVeque's update).
+  void Merge(const Covariance& other);
   // Of y on x; 0 where x does not vary.
   double Slope() const;
   // 1 where x or y does not vary.
@@ -70,6 +72,9 @@ class MismatchStatistics {
  public:
   // One response: learner's and behaviour log-probs, finite, of equal length.
   void Add(std::span<const float> learner, std::span<const float> behaviour);
+  // Adds the responses of `other`. The sums may differ in their last bits from those of one Add
+  // after the other.
+  void Merge(const MismatchStatistics& other);
   MismatchMetrics Summarize() const;
 
  private:

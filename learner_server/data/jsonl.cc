@@ -41,22 +41,16 @@ absl::StatusOr<std::string> ReadColumn(const nlohmann::json& object, const std::
       absl::StrCat("column \"", name, "\" holds ", found->type_name(), ", not text or a number"));
 }
 
-absl::StatusOr<JsonlRow> ReadRow(const std::string& text, const std::vector<std::string>& columns) {
-  const absl::StatusOr<nlohmann::json> parsed = ParseJson(text);
+absl::StatusOr<nlohmann::json> ParseRow(const std::string& text) {
+  absl::StatusOr<nlohmann::json> parsed = ParseJson(text);
   if (!parsed.ok()) {
     return absl::InvalidArgumentError(absl::StrCat("the row ", parsed.status().message()));
   }
-  const nlohmann::json& object = *parsed;
-  if (!object.is_object()) {
+  if (!parsed->is_object()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("a row must be an object, not ", object.type_name()));
+        absl::StrCat("a row must be an object, not ", parsed->type_name()));
   }
-  JsonlRow row;
-  for (const std::string& column : columns) {
-    HALFSTEP_ASSIGN_OR_RETURN(std::string value, ReadColumn(object, column));
-    row.columns.push_back(std::move(value));
-  }
-  return row;
+  return parsed;
 }
 
 // A pipe would be waited for and a device may never end, so only files are opened.
@@ -78,14 +72,15 @@ absl::Status CheckFile(const std::string& path) {
 
 }  // namespace
 
-absl::StatusOr<std::vector<JsonlRow>> ReadJsonl(const std::string& path,
-                                                const std::vector<std::string>& columns) {
+absl::Status ForEachJsonlRow(
+    const std::string& path,
+    const std::function<absl::Status(int64_t line, const nlohmann::json& object)>& on_row) {
   HALFSTEP_RETURN_IF_ERROR(CheckFile(path));
   std::ifstream file(path);
   if (!file) return FileError(errno, "open", path);
-  std::vector<JsonlRow> rows;
   std::vector<char> buffer(kMaxLineBytes + 1);  // with the zero that getline puts at the end
   std::string text;
+  bool empty = true;
   for (int64_t line = 1; file.peek() != std::ifstream::traits_type::eof(); ++line) {
     file.getline(buffer.data(), static_cast<std::streamsize>(buffer.size()));
     if (file.bad()) break;
@@ -93,16 +88,33 @@ absl::StatusOr<std::vector<JsonlRow>> ReadJsonl(const std::string& path,
     // A newline is counted, the end of the file is not.
     text.assign(buffer.data(), static_cast<size_t>(file.gcount()) - (file.eof() ? 0 : 1));
     if (text.find_first_not_of(" \t\r") == std::string::npos) continue;
-    absl::StatusOr<JsonlRow> row = ReadRow(text, columns);
-    if (!row.ok()) return RowError(path, line, std::string(row.status().message()));
-    row->line = line;
-    rows.push_back(*std::move(row));
+    const absl::StatusOr<nlohmann::json> row = ParseRow(text);
+    const absl::Status status = row.ok() ? on_row(line, *row) : row.status();
+    if (!status.ok()) return RowError(path, line, std::string(status.message()));
+    empty = false;
   }
   if (file.bad()) return FileError(errno, "read", path);
-  if (rows.empty()) {
+  if (empty) {
     return Error(absl::StatusCode::kInvalidArgument, "EMPTY_DATASET",
                  absl::StrCat(path, " has no rows"));
   }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<JsonlRow>> ReadJsonl(const std::string& path,
+                                                const std::vector<std::string>& columns) {
+  std::vector<JsonlRow> rows;
+  HALFSTEP_RETURN_IF_ERROR(
+      ForEachJsonlRow(path, [&](int64_t line, const nlohmann::json& object) -> absl::Status {
+        JsonlRow row;
+        row.line = line;
+        for (const std::string& column : columns) {
+          HALFSTEP_ASSIGN_OR_RETURN(std::string value, ReadColumn(object, column));
+          row.columns.push_back(std::move(value));
+        }
+        rows.push_back(std::move(row));
+        return absl::OkStatus();
+      }));
   return rows;
 }
 

@@ -3,7 +3,8 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
+#include <functional>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -18,12 +19,17 @@ struct JsonlRow {
   std::vector<std::string> columns;  // in the order they were asked for
 };
 
-// Reads the named columns of every row; blank lines are skipped. A column holds a string, or a
-// number, which is taken as it is written. INVALID_ARGUMENT "path:line: ..." for a line that is not
-// an object, for one that is too long, and for a column that is missing or holds something else
-// (naming the columns there are); the reason is EMPTY_DATASET when there is no row.
-// RESOURCE_EXHAUSTED (reason DATASET_TOO_LARGE) for a file that is not to be held in memory:
-// kMaxDatasetBytes.
+// Calls `on_row` with every row's line and object; blank lines are skipped. Its errors and those of
+// the row come back as INVALID_ARGUMENT "path:line: ..." (reason BAD_DATASET_ROW): a line that is
+// not an object, or too long. The reason is EMPTY_DATASET when there is no row. RESOURCE_EXHAUSTED
+// (reason DATASET_TOO_LARGE) for a file that is not to be held in memory: kMaxDatasetBytes.
+absl::Status ForEachJsonlRow(
+    const std::string& path,
+    const std::function<absl::Status(int64_t line, const nlohmann::json& object)>& on_row);
+
+// Reads the named columns of every row. A column holds a string, or a number, which is taken as it
+// is written. The errors of ForEachJsonlRow, among them a column that is missing or holds something
+// else (naming the columns there are).
 absl::StatusOr<std::vector<JsonlRow>> ReadJsonl(const std::string& path,
                                                 const std::vector<std::string>& columns);
 

@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -14,11 +13,10 @@
 #include "cli/generator.h"
 #include "cli/local_engine.h"
 #include "common/base/utf8.h"
-#include "common/checkpoint/hugging_face.h"
 #include "rollout_server/rollout_server.h"
 #include "tests/cli/command_line.h"
+#include "tests/cli/tiny_model_folder.h"
 #include "tests/rollout_server/fake_learner.h"
-#include "tests/rollout_server/tiny_model.h"
 
 namespace halfstep {
 namespace {
@@ -32,16 +30,7 @@ using Json = nlohmann::json;
 
 class GenerateTest : public CommandLine {
  protected:
-  GenerateTest() : master_(UnpackedTinyWeights(3, DType::kFloat32)) {
-    std::filesystem::create_directories(dir_ / "base");
-    for (const BundleFile& file : TinyModelFiles()) Write("base/" + file.name, file.contents);
-    auto writer = AtomicDirectoryWriter::Create(dir_.path(), "model", "test");
-    EXPECT_TRUE(writer.ok());
-    SaveHuggingFaceOptions options;
-    options.base_directory = dir_ / "base";
-    EXPECT_TRUE(SaveHuggingFaceModel(master_->parameters(), options, "", &*writer).ok());
-    EXPECT_TRUE(writer->Commit().ok());
-  }
+  GenerateTest() : master_(WriteTinyModelFolder(dir_)) {}
 
   // A rollout server that serves the folder's weights; returns its address.
   std::string Serve() {

@@ -90,6 +90,59 @@ TEST(MismatchStatisticsTest, P99LeavesOutOneInAHundred) {
   EXPECT_FLOAT_EQ(statistics.Summarize().abs_p99, 0.25f);
 }
 
+TEST(MismatchStatisticsTest, MergedResponsesAreLikeAddedOnes) {
+  const std::vector<std::vector<float>> learner = {{-1.0f, -2.0f, -0.5f}, {-3.0f, -0.25f}, {-9.0f}};
+  const std::vector<std::vector<float>> behaviour = {
+      {-1.5f, -1.75f, -0.5f}, {-2.0f, -1.25f}, {-6.0f}};
+  MismatchStatistics added, merged;
+  for (size_t i = 0; i < learner.size(); ++i) {
+    added.Add(learner[i], behaviour[i]);
+    MismatchStatistics one;
+    one.Add(learner[i], behaviour[i]);
+    merged.Merge(one);
+  }
+  merged.Merge(MismatchStatistics());
+  const MismatchMetrics a = added.Summarize();
+  const MismatchMetrics b = merged.Summarize();
+  EXPECT_EQ(a.tokens_compared, b.tokens_compared);
+  EXPECT_EQ(a.sequences, b.sequences);
+  EXPECT_EQ(a.abs_max, b.abs_max);
+  EXPECT_EQ(a.abs_p99, b.abs_p99);
+  EXPECT_EQ(a.prob_diff_max, b.prob_diff_max);
+  EXPECT_EQ(a.bit_equal_share, b.bit_equal_share);
+  EXPECT_EQ(a.weights_above_cap, b.weights_above_cap);
+  EXPECT_EQ(a.weights_below_cap, b.weights_below_cap);
+  const auto near = [&](double MismatchMetrics::*metric) {
+    EXPECT_NEAR(a.*metric, b.*metric, 1e-12 * std::abs(a.*metric));
+    EXPECT_NE(a.*metric, 0) << "nothing was compared";
+  };
+  near(&MismatchMetrics::k1);
+  near(&MismatchMetrics::k2);
+  near(&MismatchMetrics::k3);
+  near(&MismatchMetrics::abs_mean);
+  near(&MismatchMetrics::prob_diff_mean);
+  near(&MismatchMetrics::sequence_sum_mean);
+  near(&MismatchMetrics::sequence_abs_sum_mean);
+  near(&MismatchMetrics::sequence_kl);
+  near(&MismatchMetrics::slope_per_1000_tokens);
+  near(&MismatchMetrics::prob_correlation);
+  near(&MismatchMetrics::perplexity_ratio);
+  near(&MismatchMetrics::chi2_token);
+  near(&MismatchMetrics::chi2_sequence);
+  near(&MismatchMetrics::effective_sample_size);
+}
+
+TEST(MismatchStatisticsTest, MergedEqualLogProbsCorrelateExactly) {
+  MismatchStatistics merged;
+  for (const std::vector<float>& values :
+       {std::vector<float>{-0.1f, -2.3f}, {-0.7f}, {-1.9f, -0.3f}}) {
+    MismatchStatistics one;
+    one.Add(values, values);
+    merged.Merge(one);
+  }
+  EXPECT_EQ(merged.Summarize().prob_correlation, 1);
+}
+
 TEST(MismatchBoundTest, BitwiseAllowsNone) {
   EXPECT_EQ(MismatchBound(Profile::kBitwise), 0);
   EXPECT_GT(MismatchBound(Profile::kFast), 0);

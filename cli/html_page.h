@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// A report as one HTML file that needs nothing else: no script, no network.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace halfstep {
+
+// For text and attribute values.
+std::string EscapeHtml(const std::string& text);
+
+// Text is escaped. Not thread-safe.
+class HtmlPage {
+ public:
+  explicit HtmlPage(const std::string& title);
+
+  void AddHeading(const std::string& text);
+  void AddParagraph(const std::string& text);
+  // Rows of cells, the first being the head.
+  void AddTable(const std::vector<std::vector<std::string>>& rows);
+  // SVG texts, side by side as far as there is room.
+  void AddFigures(const std::vector<std::string>& svgs);
+
+  std::string ToHtml() const;
+
+ private:
+  const std::string title_;
+  std::string body_;
+};
+
+}  // namespace halfstep
