@@ -184,13 +184,32 @@ void Validator::CheckReward() {
   }
 }
 
+// To [1 - low, 1 + high], of a token or of a response.
+bool ClipsRatio(v1::AlgorithmPreset preset) {
+  switch (preset) {
+    case v1::ALGORITHM_PRESET_GRPO:
+    case v1::ALGORITHM_PRESET_DR_GRPO:
+    case v1::ALGORITHM_PRESET_GRPO_TOKEN_TIS:
+    case v1::ALGORITHM_PRESET_GRPO_SEQ_MIS:
+    case v1::ALGORITHM_PRESET_GSPO:
+    case v1::ALGORITHM_PRESET_REINFORCE_PP:
+    case v1::ALGORITHM_PRESET_ICEPOP:
+    case v1::ALGORITHM_PRESET_DECOUPLED_PPO:
+      return true;
+    default:
+      return false;
+  }
+}
+
 void Validator::CheckAlgorithm() {
   const v1::AlgorithmSpec& algorithm = spec_.algorithm();
   if (algorithm.clip().empty()) return;
-  if (algorithm.preset() != v1::ALGORITHM_PRESET_GRPO &&
-      algorithm.preset() != v1::ALGORITHM_PRESET_DR_GRPO) {
-    Add("algorithm.clip", absl::StrCat("is given, but preset ", YamlName(algorithm.preset()),
-                                       " clips no ratio; remove it, or take grpo or dr_grpo"));
+  if (!ClipsRatio(algorithm.preset())) {
+    Add("algorithm.clip",
+        absl::StrCat(
+            "is given, but preset ", YamlName(algorithm.preset()),
+            " clips no ratio to [1 - low, 1 + high]; remove it, or take a preset that does, "
+            "such as grpo or dr_grpo"));
     return;
   }
   if (algorithm.clip_size() != 2) {

@@ -15,6 +15,7 @@ struct TrainSequence {
   std::vector<int32_t> tokens;   // prompt, then response
   int64_t prompt_tokens = 0;     // at least 1
   std::vector<float> behaviour;  // log mu of each response token; empty for supervised data
+  std::vector<float> old;        // log pi_old of the same; empty where the algorithm reads none
   double advantage = 0;
 
   int64_t response_tokens() const { return static_cast<int64_t>(tokens.size()) - prompt_tokens; }

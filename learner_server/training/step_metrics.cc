@@ -85,6 +85,16 @@ void AddPhantomClips(const StepRecord& record, std::map<std::string, double>* me
   (*metrics)["phantom_clip_fraction"] = Share(first.clipped_low + first.clipped_high, first.tokens);
 }
 
+// Of the first update, which is where the policy that was corrected to begins.
+void AddCorrection(const StepRecord& record, std::map<std::string, double>* metrics) {
+  if (record.updates.empty()) return;
+  const CorrectionMetrics& correction = record.updates.front().correction;
+  (*metrics)["correction_mean"] = correction.mean;
+  (*metrics)["correction_max"] = correction.max;
+  (*metrics)["correction_ess"] = correction.effective_sample_size;
+  (*metrics)["correction_masked_share"] = correction.masked_share;
+}
+
 void AddRewards(const BatchStatistics& batch, std::map<std::string, double>* metrics) {
   if (batch.groups == 0) return;
   (*metrics)["reward_mean"] = batch.reward_mean;
@@ -146,6 +156,8 @@ std::map<std::string, double> MetricsOf(const StepRecord& record) {
       {"time_total", seconds},
       {"time_wait", absl::ToDoubleSeconds(record.wait_time)},
       {"time_score", absl::ToDoubleSeconds(record.score_time)},
+      {"time_rescore", absl::ToDoubleSeconds(record.rescore_time)},
+      {"tokens_rescored", static_cast<double>(record.tokens_rescored)},
       {"time_forward_backward", absl::ToDoubleSeconds(totals.forward_backward_time)},
       {"time_optimizer", absl::ToDoubleSeconds(totals.optimizer_time)},
       {"time_publish", absl::ToDoubleSeconds(record.publish_time)},
@@ -153,6 +165,7 @@ std::map<std::string, double> MetricsOf(const StepRecord& record) {
   AddRewards(record.batch, &metrics);
   AddMismatch(record.mismatch, &metrics);
   AddPhantomClips(record, &metrics);
+  AddCorrection(record, &metrics);
   return metrics;
 }
 

@@ -26,8 +26,10 @@ struct StepRecord {
   float loss_scale = 1;          // in force after it
   int64_t skipped_steps = 0;     // of the run
   int64_t saturated_stores = 0;  // of this step
+  int64_t tokens_rescored = 0;   // by a second forward, for the old log-probs
   absl::Duration wait_time;
   absl::Duration score_time;
+  absl::Duration rescore_time;
   absl::Duration publish_time;
   absl::Duration total_time;
 

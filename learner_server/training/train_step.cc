@@ -67,13 +67,15 @@ absl::StatusOr<OptimizerStepReport> TrainStep::Run(std::span<const TrainSequence
   report.loss_scale = state_->scaler.scale();
   if (sequences.empty()) return report;
   denominators_ = {.constant_length = options_.constant_length};
-  // Sequences without advantage have no gradient, so their backward would only add exact zeros;
-  // they are packed apart and run forward only.
+  MeasureCorrection(sequences);
+  // Sequences without advantage have no gradient in most algorithms, so their backward would only
+  // add exact zeros; they are packed apart and run forward only.
+  const bool all_train = TrainsOnZeroAdvantage(options_.algorithm);
   std::vector<int64_t> with_gradient, without_gradient;
   for (size_t i = 0; i < sequences.size(); ++i) {
     ++denominators_.sequences;
     denominators_.tokens += sequences[i].response_tokens();
-    (sequences[i].advantage != 0 ? with_gradient : without_gradient)
+    (all_train || sequences[i].advantage != 0 ? with_gradient : without_gradient)
         .push_back(static_cast<int64_t>(i));
   }
   report.sequences = denominators_.sequences;
@@ -92,6 +94,7 @@ absl::StatusOr<OptimizerStepReport> TrainStep::Run(std::span<const TrainSequence
       HALFSTEP_RETURN_IF_ERROR(RunMicroBatch(sequences, micro, pass, mismatch, &report));
     }
   }
+  report.correction = correction_.Summarize();
   const absl::Time gradients_done = absl::Now();
   report.forward_backward_time = gradients_done - start;
   HALFSTEP_RETURN_IF_ERROR(ApplyGradients(&report));
@@ -120,8 +123,13 @@ absl::Status TrainStep::RunMicroBatch(std::span<const TrainSequence> sequences,
       mismatch->Add(current, sequence.behaviour);
     }
     const double weight = TokenWeight(options_.algorithm.aggregation, denominators_, packed.rows);
-    PolicyLoss(options_.algorithm.loss, {current, sequence.behaviour, sequence.advantage, weight},
-               RowsOf(packed, dlog_probs), &report->loss);
+    const bool over_old = RatioDenominator(options_.algorithm) == PolicySource::kOld;
+    const PolicyLossTerm term{.log_probs = current,
+                              .old_log_probs = over_old ? sequence.old : sequence.behaviour,
+                              .advantage = sequence.advantage,
+                              .token_weight = weight,
+                              .correction = Correction(sequence, current)};
+    PolicyLoss(options_.algorithm.loss, term, RowsOf(packed, dlog_probs), &report->loss);
   }
   const float* entropy = scores.entropy.as<float>();
   for (int64_t row = 0; row < rows; ++row) {
@@ -134,6 +142,32 @@ absl::Status TrainStep::RunMicroBatch(std::span<const TrainSequence> sequences,
                         gradients_.head());
   transformer_.Backward(ctx_, weights, micro.batch, activations_, scores.dhidden, &gradients_);
   return absl::OkStatus();
+}
+
+void TrainStep::MeasureCorrection(std::span<const TrainSequence> sequences) {
+  correction_ = CorrectionStatistics();
+  correction_scale_ = 1;
+  if (CorrectionNumerator(options_.algorithm) != PolicySource::kOld) return;
+  const CorrectionOptions& correction = options_.algorithm.correction;
+  for (const TrainSequence& sequence : sequences) {
+    factors_.resize(sequence.behaviour.size());
+    CorrectionWeights(correction, sequence.old, sequence.behaviour, factors_);
+    correction_.Add(factors_);
+  }
+  correction_scale_ = correction_.Scale(correction);
+}
+
+std::span<const double> TrainStep::Correction(const TrainSequence& sequence,
+                                              std::span<const float> current) {
+  const PolicySource numerator = CorrectionNumerator(options_.algorithm);
+  if (numerator == PolicySource::kNone) return {};
+  const bool by_current = numerator == PolicySource::kCurrent;
+  factors_.resize(current.size());
+  CorrectionWeights(options_.algorithm.correction, by_current ? current : sequence.old,
+                    sequence.behaviour, factors_);
+  if (by_current) correction_.Add(factors_);
+  for (double& factor : factors_) factor *= correction_scale_;
+  return factors_;
 }
 
 absl::Status TrainStep::CheckFinite(const MicroBatch& micro,

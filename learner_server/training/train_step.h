@@ -11,6 +11,7 @@
 #include <functional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -44,6 +45,7 @@ struct OptimizerStepReport {
   int64_t sequences = 0;  // that entered the loss
   int64_t tokens = 0;     // their response tokens
   PolicyLossStatistics loss;
+  CorrectionMetrics correction;
   double entropy_sum = 0;    // nats, over `tokens`
   double gradient_norm = 0;  // unscaled, before clipping; 0 when skipped
   double learning_rate = 0;
@@ -60,8 +62,9 @@ class TrainStep {
   // `ctx` and `state` outlive it.
   TrainStep(const ExecContext& ctx, const TrainStepOptions& options, TrainState* state);
 
-  // Trains on `sequences`, all of which enter the loss and its denominators. `mismatch`, if not
-  // null, gets the log-probs of sequences that have behaviour log-probs. Fails with reason
+  // Trains on `sequences`, all of which enter the loss and its denominators; they have the
+  // log-probs that RatioDenominator and CorrectionNumerator of the algorithm name. `mismatch`, if
+  // not null, gets the log-probs of sequences that have behaviour log-probs. Fails with reason
   // NON_FINITE_LOSS when the forward itself is not finite, and with the scaler's reasons; the
   // weights are then as before. CANCELLED, with nothing of the state changed, once `stop`, which is
   // asked before every micro-batch, says so; empty: never.
@@ -75,6 +78,10 @@ class TrainStep {
 
   absl::Status RunMicroBatch(std::span<const TrainSequence> sequences, const MicroBatch& micro,
                              Pass pass, MismatchStatistics* mismatch, OptimizerStepReport* report);
+  // The correction's factor of each token of a sequence; empty where all are 1. Those by the
+  // current policy are counted here, the others before the step began.
+  std::span<const double> Correction(const TrainSequence& sequence, std::span<const float> current);
+  void MeasureCorrection(std::span<const TrainSequence> sequences);
   absl::Status CheckFinite(const MicroBatch& micro, std::span<const float> log_probs) const;
   absl::Status ApplyGradients(OptimizerStepReport* report);
   void RunAdamW(const ParameterBuffer& gradient, float clip_factor, double learning_rate);
@@ -90,6 +97,10 @@ class TrainStep {
   TrainActivations activations_;
   Buffer scores_;
   LossDenominators denominators_;
+  // Of the running step.
+  CorrectionStatistics correction_;
+  double correction_scale_ = 1;
+  std::vector<double> factors_;  // of one sequence
 };
 
 // Fails with reason NON_FINITE_WEIGHTS, naming the parameter, unless every master weight is finite

@@ -12,6 +12,7 @@
 #include "common/metrics/learner_metrics.h"
 #include "halfstep/v1/training_job.pb.h"
 #include "learner_server/training/rollout_source.h"
+#include "learner_server/training/score_responses.h"
 
 namespace halfstep {
 namespace {
@@ -95,11 +96,12 @@ absl::Status Trainer::RunStep(StepRecord* record) {
   const absl::Time start = absl::Now();
   record->step = progress.step + 1;
   if (parts_.client != nullptr) NoteAssigned(record->step);
-  HALFSTEP_ASSIGN_OR_RETURN(const TrainBatch batch, parts_.source->Next(record->step, progress));
+  HALFSTEP_ASSIGN_OR_RETURN(TrainBatch batch, parts_.source->Next(record->step, progress));
   record->batch = batch.statistics;
   record->wait_time = batch.wait_time;
   record->score_time = batch.score_time;
-  HALFSTEP_RETURN_IF_ERROR(RunUpdates(batch, record));
+  HALFSTEP_RETURN_IF_ERROR(FillOldLogProbs(&batch, record));
+  HALFSTEP_RETURN_IF_ERROR(RunUpdates(&batch, record));
   AddToProgress(batch, *record);
   AppendSamples(record->step, batch.samples);
 
@@ -114,23 +116,53 @@ absl::Status Trainer::RunStep(StepRecord* record) {
   return absl::OkStatus();
 }
 
-absl::Status Trainer::RunUpdates(const TrainBatch& batch, StepRecord* record) {
+bool Trainer::IsOnPolicy(int64_t step) const {
   const RunProgress& progress = *parts_.progress;
+  return parts_.client != nullptr &&
+         GeneratingVersion(progress, step, parts_.settings->lag) == progress.policy_version;
+}
+
+absl::Status Trainer::FillOldLogProbs(TrainBatch* batch, StepRecord* record) {
+  const JobSettings& settings = *parts_.settings;
+  if (RatioDenominator(settings.train_step.algorithm) != PolicySource::kOld)
+    return absl::OkStatus();
+  const absl::Time start = absl::Now();
+  const bool bypass = settings.profile == Profile::kBitwise && IsOnPolicy(record->step);
+  for (std::vector<TrainSequence>& sequences : batch->updates) {
+    if (bypass) {
+      for (TrainSequence& sequence : sequences) sequence.old = sequence.behaviour;
+      continue;
+    }
+    ScoreOptions options;
+    options.temperature = settings.train_step.temperature;
+    options.micro_batch_tokens = settings.train_step.micro_batch_tokens;
+    options.go_on = [this](int64_t) { return parts_.control->request() == RunRequest::kNone; };
+    HALFSTEP_ASSIGN_OR_RETURN(
+        std::vector<std::vector<float>> scored,
+        ScoreResponses(parts_.ctx, parts_.state->weights, sequences, options));
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      record->tokens_rescored += sequences[i].response_tokens();
+      sequences[i].old = std::move(scored[i]);
+    }
+  }
+  record->rescore_time = absl::Now() - start;
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::RunUpdates(TrainBatch* batch, StepRecord* record) {
   // Log-probs are comparable only at the weights that generated: before the batch's first update,
   // and not when generation ran ahead.
-  const bool comparable =
-      parts_.client != nullptr &&
-      GeneratingVersion(progress, record->step, parts_.settings->lag) == progress.policy_version;
+  const bool comparable = IsOnPolicy(record->step);
   MismatchStatistics mismatch;
   std::atomic<int64_t>* saturated = parts_.ctx.saturated_stores;
   const int64_t saturated_before = saturated == nullptr ? 0 : saturated->load();
-  for (size_t i = 0; i < batch.updates.size(); ++i) {
+  for (size_t i = 0; i < batch->updates.size(); ++i) {
     // Until the batch has changed anything it can be left, to be trained on again by a later
     // attempt.
     const auto stop = [this] { return parts_.control->request() != RunRequest::kNone; };
     HALFSTEP_ASSIGN_OR_RETURN(
         OptimizerStepReport report,
-        train_step_.Run(batch.updates[i], comparable && i == 0 ? &mismatch : nullptr,
+        train_step_.Run(batch->updates[i], comparable && i == 0 ? &mismatch : nullptr,
                         i == 0 ? stop : std::function<bool()>()));
     if (report.skipped) {
       LogWarning("optimizer step skipped: a scaled gradient is not finite",

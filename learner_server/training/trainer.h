@@ -61,7 +61,13 @@ class Trainer {
  private:
   absl::Status Train();
   absl::Status RunStep(StepRecord* record);
-  absl::Status RunUpdates(const TrainBatch& batch, StepRecord* record);
+  absl::Status RunUpdates(TrainBatch* batch, StepRecord* record);
+  // Whether the policy in force generated the batch of `step`, so that its log-probs are
+  // comparable.
+  bool IsOnPolicy(int64_t step) const;
+  // Gives the sequences the log-probs of the policy in force, where the algorithm reads them: those
+  // of the behaviour policy where they are the same bits, else by one more forward.
+  absl::Status FillOldLogProbs(TrainBatch* batch, StepRecord* record);
   // The master as the version in force.
   absl::Status PublishCurrent();
   // Evaluates after the step that was finished last, if that is due and was not done.

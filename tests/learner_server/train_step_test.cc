@@ -219,6 +219,48 @@ TEST_F(TrainStepTest, SequencesWithoutAdvantageCountButDoNotTrain) {
   EXPECT_NEAR(fewer->gradient_norm * 4 / 6, report->gradient_norm, 1e-6);
 }
 
+TEST_F(TrainStepTest, CorrectionWeighsByThePolicyThatTheAlgorithmNames) {
+  const auto state = MakeState(DType::kFloat32, StaticScale(1));
+  for (TrainSequence& sequence : sequences_) {
+    const auto tokens = static_cast<size_t>(sequence.response_tokens());
+    sequence.behaviour.assign(tokens, -4.0f);
+    sequence.old.assign(tokens, -4.0f + std::log(1.5f));
+  }
+  options_.clip_norm = 0;
+  options_.schedule.peak = 0;  // the first moment is 0.1 of the gradient; the weights stay
+  const auto moment = [&](const Algorithm& algorithm, CorrectionMetrics* metrics) {
+    const Tensor moments = state->first_moment.flat();
+    std::memset(moments.data(), 0, moments.bytes());
+    state->optimizer_steps = 0;
+    options_.algorithm = algorithm;
+    const auto report = TrainStep(ctx_, options_, state.get()).Run(sequences_, nullptr);
+    EXPECT_TRUE(report.ok()) << report.status();
+    *metrics = report->correction;
+    const ConstTensor flat = std::as_const(state->first_moment).flat();
+    return std::vector<float>(flat.as<float>(), flat.as<float>() + flat.elements());
+  };
+  CorrectionMetrics metrics;
+  Algorithm algorithm = *FindAlgorithmPreset("grpo_token_tis");
+  algorithm.correction.kind = CorrectionKind::kNone;
+  algorithm.loss.clip_low = algorithm.loss.clip_high = 1e3;
+  const std::vector<float> plain = moment(algorithm, &metrics);
+  EXPECT_EQ(metrics.mean, 1);
+  algorithm.correction.kind = CorrectionKind::kTokenTis;
+  const std::vector<float> corrected = moment(algorithm, &metrics);
+  EXPECT_NEAR(metrics.mean, 1.5, 1e-6);
+  double largest = 0;
+  for (size_t i = 0; i < plain.size(); ++i) {
+    EXPECT_NEAR(corrected[i], 1.5 * plain[i], 1e-5 * std::abs(plain[i]) + 1e-9);
+    largest = std::max<double>(largest, std::abs(plain[i]));
+  }
+  EXPECT_GT(largest, 1e-4);
+
+  // By the current policy: about 1/40 against e^-4 for each token, so far from 1.5.
+  moment(*FindAlgorithmPreset("pg_seq_tis"), &metrics);
+  EXPECT_GT(metrics.mean, 0);
+  EXPECT_NE(metrics.mean, 1.5);
+}
+
 TEST_F(TrainStepTest, ClipsByTheUnscaledNorm) {
   options_.clip_norm = 0.01f;
   const auto state = MakeState(DType::kFloat32, StaticScale(256));

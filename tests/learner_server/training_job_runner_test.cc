@@ -312,12 +312,16 @@ TEST_F(TrainingJobRunnerTest, SeveralUpdatesCompareTheFirst) {
 }
 
 TEST_F(TrainingJobRunnerTest, EveryPresetAndPrecisionRuns) {
-  for (const auto preset :
-       {v1::ALGORITHM_PRESET_REINFORCE, v1::ALGORITHM_PRESET_GRPO, v1::ALGORITHM_PRESET_RLOO}) {
+  std::set<std::string> digests;
+  for (int preset = v1::AlgorithmPreset_MIN + 1; preset <= v1::AlgorithmPreset_MAX; ++preset) {
     v1::TrainingJobSpec spec = TinyWorkplace::RlSpec(absl::StrCat("preset_", preset), 2);
-    spec.mutable_algorithm()->set_preset(preset);
-    EXPECT_EQ(RunWhole(spec).max_abs_logprob_diff(), 0);
+    spec.mutable_algorithm()->set_preset(static_cast<v1::AlgorithmPreset>(preset));
+    spec.mutable_batch()->set_updates(2);
+    const v1::RunSummary summary = RunWhole(spec);
+    EXPECT_EQ(summary.max_abs_logprob_diff(), 0);
+    digests.insert(summary.weights_digest());
   }
+  EXPECT_GT(digests.size(), 8u) << "presets that differ train to different weights";
   for (const auto precision : {v1::PRECISION_BF16, v1::PRECISION_FP32}) {
     v1::TrainingJobSpec spec = TinyWorkplace::RlSpec(absl::StrCat("precision_", precision), 2);
     spec.mutable_precision()->set_learner(precision);
@@ -330,6 +334,41 @@ TEST_F(TrainingJobRunnerTest, EveryPresetAndPrecisionRuns) {
   spec.set_profile(v1::PROFILE_FAST);
   spec.mutable_precision()->set_rollout(v1::PRECISION_BF16);
   EXPECT_GT(RunWhole(spec).max_abs_logprob_diff(), 0);
+}
+
+// Where the rollout's log-probs are the learner's bit for bit, a second forward would only give
+// them again.
+TEST_F(TrainingJobRunnerTest, OldLogProbsAreRescoredOnlyWhereTheyDiffer) {
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("bypass", 3);
+  spec.mutable_algorithm()->set_preset(v1::ALGORITHM_PRESET_GRPO_SEQ_MIS);
+  spec.mutable_batch()->set_updates(2);
+  const v1::RunSummary bypass = RunWhole(spec);
+  for (const auto& line : ReadLines(root() + "/bypass/metrics.jsonl")) {
+    EXPECT_EQ(line["tokens_rescored"], 0);
+    EXPECT_EQ(line["correction_mean"], 1);
+    EXPECT_EQ(line["correction_ess"], 1);
+  }
+
+  // A batch that an older version generated is rescored, by the version that trains on it.
+  spec.set_output_dir("lagging");
+  spec.mutable_batch()->set_lag(1);
+  RunWhole(spec);
+  const auto lagging = ReadLines(root() + "/lagging/metrics.jsonl");
+  EXPECT_EQ(lagging[0]["tokens_rescored"], 0);
+  EXPECT_EQ(lagging[2]["tokens_rescored"], lagging[2]["tokens"]);
+  EXPECT_NE(lagging[2]["correction_mean"], 1);
+
+  spec.set_output_dir("fast");
+  spec.mutable_batch()->set_lag(0);
+  spec.set_profile(v1::PROFILE_FAST);
+  const v1::RunSummary fast = RunWhole(spec);
+  for (const auto& line : ReadLines(root() + "/fast/metrics.jsonl")) {
+    EXPECT_EQ(line["tokens_rescored"], line["tokens"]);
+    EXPECT_NE(line["correction_mean"], 1);
+    EXPECT_NEAR(line["correction_mean"].get<double>(), 1, 0.1);
+  }
+  EXPECT_GT(fast.max_abs_logprob_diff(), 0) << "the fast engine is another engine";
+  EXPECT_NE(fast.weights_digest(), bypass.weights_digest());
 }
 
 TEST_F(TrainingJobRunnerTest, SkippedStepsAreConsumedAndPublishNothing) {
