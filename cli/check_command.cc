@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// check: everything that can be wrong with a job, without running it.
+// check: everything that can be wrong with a job, without running it, or a model's numeric range.
 #include <CLI/CLI.hpp>
 #include <filesystem>
 #include <memory>
@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "cli/commands.h"
 #include "cli/learner_client.h"
+#include "cli/range_report.h"
 #include "common/base/status_macros.h"
 #include "common/config/enum_names.h"
 #include "common/config/load_spec.h"
@@ -21,7 +22,9 @@ namespace halfstep {
 namespace {
 
 struct CheckArguments {
-  std::string file;
+  std::string file;  // a job, or with `range` a model folder
+  bool range = false;
+  RangeArguments range_arguments;
   std::string root;
   ChannelOptions learner;
   double timeout_seconds = 60;
@@ -93,7 +96,39 @@ void PrintPlan(const v1::TrainingJobSpec& spec, const CheckResult& result,
   print_skipped(report.eval_rows_skipped, spec.data().eval());
 }
 
+// The options of the two uses of the verb exclude each other.
+absl::Status CheckUse(const CheckArguments& arguments) {
+  const RangeArguments& range = arguments.range_arguments;
+  if (arguments.range) {
+    if (!arguments.root.empty() || !arguments.learner.target.empty()) {
+      return absl::InvalidArgumentError("--root and --learner are for a job file; --range is not");
+    }
+    if (range.prompts_file.empty()) {
+      return absl::InvalidArgumentError(
+          "--range needs --prompts FILE.jsonl, what to run the model on");
+    }
+    return absl::OkStatus();
+  }
+  if (!range.prompts_file.empty() || range.engine.precision || range.engine.threads > 0 ||
+      !range.response_column.empty()) {
+    return absl::InvalidArgumentError(
+        "--prompts, --response-column, --precision and --threads go with --range");
+  }
+  std::error_code none;
+  if (std::filesystem::is_directory(arguments.file, none)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(arguments.file, " is a folder; give a job file, or --range for a model"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Check(const CheckArguments& arguments, CommandContext& context) {
+  HALFSTEP_RETURN_IF_ERROR(CheckUse(arguments));
+  if (arguments.range) {
+    RangeArguments range = arguments.range_arguments;
+    range.model = arguments.file;
+    return ReportRange(range, context);
+  }
   v1::TrainingJobSpec spec;
   HALFSTEP_RETURN_IF_ERROR(LoadSpecFile(arguments.file, &spec));
   CheckResult result;
@@ -119,14 +154,27 @@ absl::Status Check(const CheckArguments& arguments, CommandContext& context) {
 void AddCheckCommand(CLI::App& app, CommandContext& context) {
   auto arguments = std::make_shared<CheckArguments>();
   CLI::App* check =
-      app.add_subcommand("check", "Find what is wrong with a job, without running it");
-  check->add_option("file", arguments->file, "Job file (YAML)")->required();
+      app.add_subcommand("check",
+                         "Find what is wrong with a job, without running it, or (--range) "
+                         "whether a model fits into FP16");
+  check->add_option("file", arguments->file, "Job file (YAML); with --range, model folder")
+      ->required();
   check->add_option("--root", arguments->root,
                     "Also look at model, tokenizer and data below this folder");
   check->add_option("--learner", arguments->learner.target, "Also ask this learner, host:port");
   check->add_option("--timeout", arguments->timeout_seconds, "Seconds the learner may take")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  RangeArguments& range = arguments->range_arguments;
+  check->add_flag("--range", arguments->range,
+                  "Run the model forward and backward and report its numeric range");
+  check->add_option("--prompts", range.prompts_file, "JSONL file of prompts to run it on");
+  check->add_option("--prompt-column", range.prompt_column, "Its column that holds the prompt")
+      ->capture_default_str();
+  check->add_option("--response-column", range.response_column,
+                    "Its column of responses, to train on them alone (default: predict the "
+                    "prompts' own tokens)");
+  AddEngineFlags(*check, range.engine);
   AddChannelFlags(*check, arguments->learner);
   AddFormatOption(*check, context);
   check->callback([arguments, &context] { context.Finish(Check(*arguments, context)); });

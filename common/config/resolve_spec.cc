@@ -3,6 +3,7 @@
 #include "common/config/resolve_spec.h"
 
 #include "absl/strings/str_cat.h"
+#include "common/metrics/names.h"
 #include "halfstep/v1/training_job.pb.h"
 
 namespace halfstep {
@@ -56,6 +57,11 @@ void ResolveOptimizer(v1::OptimizerSpec* optimizer) {
 
 }  // namespace
 
+std::vector<const char*> HealthAlarmsOf(v1::Objective objective) {
+  if (objective == v1::OBJECTIVE_SFT) return {metric::kGradientNormJump};
+  return {std::begin(metric::kHealthAlarms), std::end(metric::kHealthAlarms)};
+}
+
 void ResolveSpec(const std::string& job_id, v1::TrainingJobSpec* spec) {
   if (spec->objective() == v1::OBJECTIVE_UNSPECIFIED) spec->set_objective(v1::OBJECTIVE_RL);
   const bool is_rl = spec->objective() != v1::OBJECTIVE_SFT;
@@ -71,6 +77,9 @@ void ResolveSpec(const std::string& job_id, v1::TrainingJobSpec* spec) {
   ResolveOptimizer(spec->mutable_optimizer());
   if (spec->loss_scale().preset() == v1::LOSS_SCALE_PRESET_UNSPECIFIED) {
     spec->mutable_loss_scale()->set_preset(v1::LOSS_SCALE_PRESET_DEFAULT);
+  }
+  for (const char* alarm : HealthAlarmsOf(spec->objective())) {
+    spec->mutable_health()->insert({alarm, v1::HEALTH_ACTION_WARN});
   }
   if (!spec->checkpoint().has_every_steps()) spec->mutable_checkpoint()->set_every_steps(50);
 }

@@ -5,14 +5,17 @@
 #include <google/protobuf/descriptor.h>
 #include <google/protobuf/message.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <map>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/nearest.h"
 #include "common/config/enum_names.h"
+#include "common/config/resolve_spec.h"
 #include "halfstep/v1/training_job.pb.h"
 
 namespace halfstep {
@@ -67,6 +70,7 @@ class Validator {
     CheckOptimizer();
     CheckLossScale();
     if (is_rl_) CheckEvaluation();
+    CheckHealth();
     Range("checkpoint.every_steps", spec_.checkpoint().every_steps(), 0, kMaxSteps);
     return std::move(violations_);
   }
@@ -105,6 +109,7 @@ class Validator {
   void CheckLossScale();
   void CheckScaleRange();
   void CheckEvaluation();
+  void CheckHealth();
 
   const v1::TrainingJobSpec& spec_;
   const bool is_rl_;
@@ -364,6 +369,26 @@ void Validator::CheckEvaluation() {
   if (Range("evaluation.every_steps", evaluation.every_steps(), 0, kMaxSteps) &&
       evaluation.every_steps() > 0 && spec_.data().eval().empty()) {
     Add("evaluation.every_steps", "is given without data.eval, the prompts to evaluate on");
+  }
+}
+
+void Validator::CheckHealth() {
+  const std::vector<const char*> alarms = HealthAlarmsOf(spec_.objective());
+  const std::vector<std::string> accepted(alarms.begin(), alarms.end());
+  const std::map<std::string, v1::HealthAction> health(spec_.health().begin(),
+                                                       spec_.health().end());
+  for (const auto& [alarm, action] : health) {
+    const std::string field = absl::StrCat("health.", alarm.substr(0, 80));
+    if (std::find(accepted.begin(), accepted.end(), alarm) == accepted.end()) {
+      Add(field, absl::StrCat("is no alarm of an ", YamlName(spec_.objective()), " job; accepted ",
+                              accepted.size() == 1 ? "is " : "are ", absl::StrJoin(accepted, ", "),
+                              DidYouMean(alarm, accepted)));
+    }
+    if (!v1::HealthAction_IsValid(action) || action == v1::HEALTH_ACTION_UNSPECIFIED) {
+      Add(field, absl::StrCat("is ", static_cast<int>(action),
+                              ", which this build does not know; accepted are ",
+                              absl::StrJoin(YamlNames(*v1::HealthAction_descriptor()), ", ")));
+    }
   }
 }
 

@@ -33,6 +33,7 @@ struct LearnerMetrics {
   prometheus::Gauge& loss_scale;
   prometheus::Counter& skipped_steps;
   Labelled<prometheus::Counter> saturated_stores;  // by metric::kStoreKinds
+  Labelled<prometheus::Gauge> health_alarm;        // by metric::kHealthAlarms
   Labelled<prometheus::Gauge> rollouts_connected;  // by metric::kRolloutStates
   prometheus::Counter& checkpoint_failures;
   prometheus::Gauge& last_checkpoint_timestamp;

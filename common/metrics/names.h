@@ -54,6 +54,13 @@ inline constexpr const char* kRolloutStates[] = {"joining", "loading", "ready", 
                                                  "suspect"};
 inline constexpr const char* kDecodings[] = {"sampled", "greedy"};
 inline constexpr const char* kRewardOutcomes[] = {"score", "unscorable", "timeout", "error"};
+inline constexpr const char* kConstantReward = "constant_reward";
+inline constexpr const char* kEntropyCollapse = "entropy_collapse";
+inline constexpr const char* kMismatchJump = "mismatch_jump";
+inline constexpr const char* kGradientNormJump = "gradient_norm_jump";
+inline constexpr const char* kUnscorableShare = "unscorable_share";
+inline constexpr const char* kHealthAlarms[] = {kConstantReward, kEntropyCollapse, kMismatchJump,
+                                                kGradientNormJump, kUnscorableShare};
 inline constexpr const char* kJobStates[] = {"queued",  "starting",   "running",
                                              "pausing", "paused",     "succeeded",
                                              "failed",  "cancelling", "cancelled"};
@@ -197,6 +204,9 @@ inline constexpr MetricInfo kSkippedSteps = {
 inline constexpr MetricInfo kSaturatedStores = {
     "halfstep_learner_saturated_stores_total", MetricType::kCounter,
     "FP16 stores that met the largest finite value, by what was stored.", "kind", kStoreKinds};
+inline constexpr MetricInfo kHealthAlarm = {
+    "halfstep_learner_health_alarm", MetricType::kGauge,
+    "1 while the alarm of the running job is raised, else 0.", "alarm", kHealthAlarms};
 inline constexpr MetricInfo kRolloutsConnected = {
     "halfstep_learner_rollouts_connected", MetricType::kGauge, "Attached rollout servers by state.",
     "state", kRolloutStates};
@@ -294,6 +304,7 @@ inline constexpr auto kAll = std::to_array<Entry>({
     {MetricHome::kLearner, &kLossScale},
     {MetricHome::kLearner, &kSkippedSteps},
     {MetricHome::kLearner, &kSaturatedStores},
+    {MetricHome::kLearner, &kHealthAlarm},
     {MetricHome::kLearner, &kRolloutsConnected},
     {MetricHome::kLearner, &kCheckpointFailures},
     {MetricHome::kLearner, &kLastCheckpointTimestamp},

@@ -55,6 +55,7 @@ LearnerMetrics::LearnerMetrics(Registry& registry)
       loss_scale(registry.Gauge(metric::kLossScale)),
       skipped_steps(registry.Counter(metric::kSkippedSteps)),
       saturated_stores(registry.Counters(metric::kSaturatedStores)),
+      health_alarm(registry.Gauges(metric::kHealthAlarm)),
       rollouts_connected(registry.Gauges(metric::kRolloutsConnected)),
       checkpoint_failures(registry.Counter(metric::kCheckpointFailures)),
       last_checkpoint_timestamp(registry.Gauge(metric::kLastCheckpointTimestamp)),

@@ -174,11 +174,13 @@ void ForwardLayerForTraining(const LayerPass& pass, const PackedBatch& batch, Co
   ForwardHeads(pass, x, saved.rstd_attention, saved.heads);
   CausalAttention(pass.ctx, PackedAttentionOf(pass.config(), saved.heads, batch), saved.attention,
                   saved.lse);
+  pass.Observe(StoredPass::kForward, StoredKind::kAttention, saved.attention);
   ForwardMid(pass, saved.attention, x, batch.logit_rows, saved.mid);
   ForwardGateUp(pass, saved.mid, saved.rstd_mlp, saved.gate_up);
 }
 
-Transformer::Transformer(const ModelConfig& config) : config_(config) {}
+Transformer::Transformer(const ModelConfig& config, TensorObserver* observer)
+    : config_(config), observer_(observer) {}
 
 void Transformer::ForwardTrain(const ExecContext& ctx, const ModelWeights& weights,
                                const PackedBatch& batch, Recompute recompute,
@@ -193,8 +195,13 @@ void Transformer::ForwardTrain(const ExecContext& ctx, const ModelWeights& weigh
 
   const ParameterLayout& layout = weights.parameters().layout();
   Embedding(ctx, IndexView(batch.tokens), weights.view(layout.embedding()), saved.inputs[0]);
+  const auto observe = [this](StoredKind kind, int64_t layer, ConstTensor values) {
+    if (observer_ != nullptr) observer_->Observe(StoredPass::kForward, kind, layer, values);
+  };
+  observe(StoredKind::kEmbedding, 0, saved.inputs[0]);
   for (int64_t i = 0; i < config_.layers; ++i) {
-    const LayerPass pass = {ctx, weights, layout.layers()[i], IndexView(batch.positions)};
+    const LayerPass pass = {ctx, weights,  layout.layers()[i], IndexView(batch.positions),
+                            i,   observer_};
     Workspace::Scope scratch(ctx.workspace);
     const LayerActivations layer =
         recompute == Recompute::kNone
@@ -208,6 +215,7 @@ void Transformer::ForwardTrain(const ExecContext& ctx, const ModelWeights& weigh
   }
   RmsNorm(ctx, saved.final_input, weights.view(layout.final_norm()), config_.rms_norm_epsilon,
           hidden, saved.final_rstd);
+  observe(StoredKind::kFinalNorm, config_.layers, hidden);
 }
 
 void Transformer::ForwardInfer(const ExecContext& ctx, const ModelWeights& weights,

@@ -19,6 +19,8 @@
 
 namespace halfstep {
 
+class TensorObserver;
+
 // Which activations the forward keeps for the backward.
 enum class Recompute {
   kNone,   // keep every layer's activations
@@ -73,7 +75,9 @@ class ModelGradients {
 // a time per ExecContext.
 class Transformer {
  public:
-  explicit Transformer(const ModelConfig& config);
+  // `observer`, which outlives it, sees what ForwardTrain and Backward store, recomputation apart;
+  // null costs nothing.
+  explicit Transformer(const ModelConfig& config, TensorObserver* observer = nullptr);
 
   const ModelConfig& config() const { return config_; }
 
@@ -93,6 +97,7 @@ class Transformer {
 
  private:
   ModelConfig config_;
+  TensorObserver* observer_ = nullptr;
 };
 
 }  // namespace halfstep

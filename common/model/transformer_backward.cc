@@ -30,6 +30,9 @@ struct BackwardPass {
   Tensor gradient(int parameter) const {
     return parameter < 0 ? Tensor() : gradients->view(parameter);
   }
+  void Observe(StoredKind kind, ConstTensor values) const {
+    forward.Observe(StoredPass::kBackward, kind, values);
+  }
 };
 
 // dmid: [rows, hidden], overwritten; dout: the gradient of the layer's output.
@@ -50,7 +53,9 @@ void BackwardMlp(const BackwardPass& pass, const LayerActivations& saved, ConstT
                          pass.gradient(layer.down_bias));
     const Tensor dactivation = activation;  // its values are no longer needed
     LinearBackwardInput(ctx, dout, weights.linear(layer.down), dactivation);
+    pass.Observe(StoredKind::kActivation, dactivation);
     SwiGluBackward(ctx, dactivation, saved.gate_up, dgate_up);
+    pass.Observe(StoredKind::kGateUp, dgate_up);
   }
   const Tensor normed = scratch.Take(pass.dtype(), saved.mid.shape());
   RmsNorm(ctx, saved.mid, weights.view(layer.mlp_norm), pass.config().rms_norm_epsilon, normed,
@@ -58,9 +63,11 @@ void BackwardMlp(const BackwardPass& pass, const LayerActivations& saved, ConstT
   LinearBackwardWeight(ctx, dgate_up, normed, pass.gradient(layer.gate_up),
                        pass.gradient(layer.gate_up_bias));
   LinearBackwardInput(ctx, dgate_up, weights.linear(layer.gate_up), dmid);
+  pass.Observe(StoredKind::kMlpNorm, dmid);
   RmsNormBackward(ctx, dmid, saved.mid, weights.view(layer.mlp_norm), saved.rstd_mlp, dmid,
                   pass.gradient(layer.mlp_norm));
   Add(ctx, dout, dmid, Overflow::kInfinity, dmid);
+  pass.Observe(StoredKind::kAttentionResidual, dmid);
 }
 
 // From the gradients of rotated q, k and of v (overwritten) to that of the layer's input.
@@ -90,6 +97,9 @@ void BackwardHeads(const BackwardPass& pass, const LayerActivations& saved, Cons
   const std::array<ConstTensor, 3> parts = {d.q.Reshape({tokens, config.q_width()}),
                                             d.k.Reshape({tokens, config.kv_width()}),
                                             d.v.Reshape({tokens, config.kv_width()})};
+  pass.Observe(StoredKind::kQuery, d.q);
+  pass.Observe(StoredKind::kKey, d.k);
+  pass.Observe(StoredKind::kValue, d.v);
   ConcatColumns(ctx, parts, dqkv);
 
   const Tensor normed = scratch.Take(pass.dtype(), x.shape());
@@ -97,6 +107,7 @@ void BackwardHeads(const BackwardPass& pass, const LayerActivations& saved, Cons
   LinearBackwardWeight(ctx, dqkv, normed, pass.gradient(layer.qkv), pass.gradient(layer.qkv_bias));
   const Tensor dnormed = normed;  // its values are no longer needed
   LinearBackwardInput(ctx, dqkv, weights.linear(layer.qkv), dnormed);
+  pass.Observe(StoredKind::kAttentionNorm, dnormed);
   RmsNormBackward(ctx, dnormed, x, weights.view(layer.attention_norm), saved.rstd_attention,
                   dnormed, pass.gradient(layer.attention_norm));
   Add(ctx, dresidual, dnormed, Overflow::kInfinity, dx);
@@ -142,6 +153,9 @@ void BackwardAttention(const BackwardPass& pass, const LayerActivations& saved,
   CausalAttentionBackward(ctx, dattention.Reshape(saved.heads.q.shape()),
                           PackedAttentionOf(config, saved.heads, batch), saved.attention, saved.lse,
                           d.q, d.k, d.v);
+  pass.Observe(StoredKind::kAttention, dattention);
+  pass.Observe(StoredKind::kQuery, d.q);
+  pass.Observe(StoredKind::kKey, d.k);
   BackwardHeads(pass, saved, x, d, dresidual, dx);
 }
 
@@ -169,10 +183,13 @@ void Transformer::Backward(const ExecContext& caller_ctx, const ModelWeights& we
   Tensor dx = buffer.Rows(0, rows);  // the gradient of the current layer's output
   RmsNormBackward(ctx, dhidden, saved.final_input, weights.view(layout.final_norm()),
                   saved.final_rstd, dx, gradients->view(layout.final_norm()));
+  if (observer_ != nullptr) {
+    observer_->Observe(StoredPass::kBackward, StoredKind::kFinalNorm, config_.layers, dhidden);
+  }
   for (int64_t i = config_.layers - 1; i >= 0; --i) {
     const LayerParameters& parameters = layout.layers()[i];
     const ConstTensor positions = IndexView(batch.positions);
-    const BackwardPass pass = {{ctx, weights, parameters, positions}, gradients};
+    const BackwardPass pass = {{ctx, weights, parameters, positions, i, observer_}, gradients};
     Workspace::Scope layer_scratch(ctx.workspace);
     LayerActivations layer;
     if (saved.recompute == Recompute::kNone) {
@@ -183,10 +200,14 @@ void Transformer::Backward(const ExecContext& caller_ctx, const ModelWeights& we
           [&](DType dtype, Shape shape) { return layer_scratch.Take(dtype, shape); });
       ForwardLayerForTraining({ctx, weights, parameters, positions}, batch, saved.inputs[i], layer);
     }
+    pass.Observe(StoredKind::kMlpResidual, dx);
     const Tensor dmid = dmid_buffer.Rows(0, dx.dim(0));
     BackwardMlp(pass, layer, dx, dmid);
     dx = buffer;
     BackwardAttention(pass, layer, batch, saved.inputs[i], dmid, dx);
+  }
+  if (observer_ != nullptr) {
+    observer_->Observe(StoredPass::kBackward, StoredKind::kEmbedding, 0, dx);
   }
   EmbeddingBackward(ctx, dx, IndexView(batch.tokens), gradients->embedding());
 }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "common/model/model_weights.h"
+#include "common/model/tensor_observer.h"
 #include "kernels/exec_context.h"
 #include "kernels/tensor.h"
 
@@ -17,7 +18,12 @@ struct LayerPass {
   const ModelWeights& weights;
   const LayerParameters& layer;
   ConstTensor positions;  // int32 [tokens]
+  int64_t index = 0;      // of the layer
+  TensorObserver* observer = nullptr;
 
+  void Observe(StoredPass pass, StoredKind kind, ConstTensor values) const {
+    if (observer != nullptr) observer->Observe(pass, kind, index, values);
+  }
   const ModelConfig& config() const { return weights.config(); }
 };
 

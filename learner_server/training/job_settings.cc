@@ -102,6 +102,17 @@ TrainStepOptions TrainStepOptionsOf(const v1::TrainingJobSpec& spec) {
   return options;
 }
 
+AlarmAction ActionOf(v1::HealthAction action) {
+  switch (action) {
+    case v1::HEALTH_ACTION_PAUSE:
+      return AlarmAction::kPause;
+    case v1::HEALTH_ACTION_FAIL:
+      return AlarmAction::kFail;
+    default:
+      return AlarmAction::kWarn;
+  }
+}
+
 absl::Status ResolvePaths(const v1::TrainingJobSpec& spec, const std::string& root,
                           JobSettings* settings) {
   settings->root = root;
@@ -145,6 +156,9 @@ absl::StatusOr<JobSettings> MakeJobSettings(const v1::TrainingJobSpec& spec,
   settings.evaluate_every = spec.evaluation().every_steps();
   settings.evaluation_samples = spec.evaluation().samples();
   settings.checkpoint_every = spec.checkpoint().every_steps();
+  for (const auto& [alarm, action] : spec.health()) {
+    settings.alarm_actions[alarm] = ActionOf(action);
+  }
   return settings;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -18,6 +19,9 @@ class TrainingJobSpec;
 }  // namespace halfstep::v1
 
 namespace halfstep {
+
+// What an alarm that is raised does, beside saying so.
+enum class AlarmAction { kWarn, kPause, kFail };
 
 struct JobSettings {
   bool supervised = false;
@@ -51,6 +55,8 @@ struct JobSettings {
   int64_t evaluate_every = 0;
   int64_t evaluation_samples = 0;
   int64_t checkpoint_every = 0;
+
+  std::map<std::string, AlarmAction> alarm_actions;  // by the alarm's name; every one of the job's
 };
 
 // `spec` is resolved (common/config/resolve_spec.h) and valid; its paths are opened below `root`.

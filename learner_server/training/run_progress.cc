@@ -24,6 +24,20 @@ std::optional<double> GetOptional(const Json& json, const char* key) {
   return found->get<double>();
 }
 
+Json ToJson(const HealthState& health) {
+  Json json{{"history", health.history}, {"raised", health.raised}};
+  PutOptional(json, "first_entropy", health.first_entropy);
+  return json;
+}
+
+HealthState HealthFromJson(const Json& json) {
+  HealthState health;
+  json.at("history").get_to(health.history);
+  json.at("raised").get_to(health.raised);
+  health.first_entropy = GetOptional(json, "first_entropy");
+  return health;
+}
+
 }  // namespace
 
 std::string ToJson(const RunProgress& progress) {
@@ -38,6 +52,7 @@ std::string ToJson(const RunProgress& progress) {
             {"tokens_trained", progress.tokens_trained},
             {"tokens_compared", progress.tokens_compared},
             {"max_abs_logprob_diff", progress.max_abs_logprob_diff},
+            {"health", ToJson(progress.health)},
             {"samples_by_rollout", progress.samples_by_rollout},
             {"groups_reassigned", progress.groups_reassigned},
             {"train_seconds", progress.train_seconds},
@@ -64,6 +79,8 @@ absl::StatusOr<RunProgress> RunProgressFromJson(const std::string& text) {
     json.at("tokens_trained").get_to(progress.tokens_trained);
     json.at("tokens_compared").get_to(progress.tokens_compared);
     json.at("max_abs_logprob_diff").get_to(progress.max_abs_logprob_diff);
+    // A run that has just begun, and so has seen nothing, may lack it.
+    if (json.contains("health")) progress.health = HealthFromJson(json["health"]);
     json.at("samples_by_rollout").get_to(progress.samples_by_rollout);
     json.at("groups_reassigned").get_to(progress.groups_reassigned);
     json.at("train_seconds").get_to(progress.train_seconds);

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/base/digest.h"
+#include "learner_server/training/health_monitor.h"
 
 namespace halfstep::v1 {
 class RunSummary;
@@ -32,6 +33,7 @@ struct RunProgress {
   int64_t tokens_trained = 0;
   int64_t tokens_compared = 0;
   double max_abs_logprob_diff = 0;
+  HealthState health;  // follows from the steps' figures, so it is in no digest
 
   // Facts about this run, no part of its state: they differ between equal runs.
   std::map<std::string, int64_t> samples_by_rollout;

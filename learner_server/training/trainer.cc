@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/base/error_reason.h"
@@ -32,11 +33,22 @@ void CountEarlierSamples(const RunProgress& progress, LearnerMetrics* metrics) {
   }
 }
 
+void ExportAlarms(const HealthMonitor& health, LearnerMetrics* metrics) {
+  for (int i = 0; i < kHealthAlarmCount; ++i) {
+    const auto alarm = static_cast<HealthAlarm>(i);
+    metrics->health_alarm[Name(alarm)].Set(health.raised(alarm) ? 1 : 0);
+  }
+}
+
+// CONSTANT_REWARD for constant_reward.
+std::string AlarmReason(HealthAlarm alarm) { return absl::AsciiStrToUpper(Name(alarm)); }
+
 }  // namespace
 
 Trainer::Trainer(TrainerParts parts)
     : parts_(std::move(parts)),
       train_step_(parts_.ctx, parts_.settings->train_step, parts_.state),
+      health_({.bitwise = parts_.settings->profile == Profile::kBitwise}, &parts_.progress->health),
       published_(std::move(parts_.older_weights)),
       assigned_(parts_.folder->ReadAssigned()),
       assigned_here_(parts_.progress->step),
@@ -51,7 +63,7 @@ absl::StatusOr<RunResult> Trainer::Run() {
   if (status.ok()) return result;
   const RunRequest request = parts_.control->request();
   if (absl::IsCancelled(status) && request != RunRequest::kNone) return EndEarly(request);
-  if (MayGoOnLater(status)) {
+  if (MayGoOnLater(status) || alarm_pauses_) {
     result = EndEarly(RunRequest::kPause);
     result.reason = ReasonOf(status);
     result.message = std::string(status.message());
@@ -71,6 +83,7 @@ absl::Status Trainer::Train() {
                   .lag = parts_.settings->lag,
                   .profile = parts_.settings->profile},
          parts_.metrics);
+  ExportAlarms(health_, parts_.metrics);
   parts_.control->SetProgress(progress.step, progress.policy_version);
   for (const auto& older : published_) parts_.client->Publish(older);
   HALFSTEP_RETURN_IF_ERROR(PublishCurrent());
@@ -84,6 +97,7 @@ absl::Status Trainer::Train() {
     StepRecord record;
     HALFSTEP_RETURN_IF_ERROR(RunStep(&record));
     Report(record);
+    HALFSTEP_RETURN_IF_ERROR(WatchHealth(record));
     HALFSTEP_RETURN_IF_ERROR(EvaluateIfDue());
     const bool last = progress.step == parts_.settings->steps;
     if (!last && checkpoint_every > 0 && progress.step % checkpoint_every == 0) Checkpoint();
@@ -312,6 +326,32 @@ void Trainer::Report(const StepRecord& record) {
   const std::map<std::string, double> metrics = MetricsOf(record);
   finished->mutable_metrics()->insert(metrics.begin(), metrics.end());
   parts_.control->Emit(std::move(event));
+}
+
+absl::Status Trainer::WatchHealth(const StepRecord& record) {
+  const JobSettings& settings = *parts_.settings;
+  const std::vector<HealthEvent> events =
+      health_.Observe(HealthFiguresOf(record, settings.supervised));
+  ExportAlarms(health_, parts_.metrics);
+  const HealthEvent* pauses = nullptr;
+  const HealthEvent* fails = nullptr;
+  for (const HealthEvent& event : events) {
+    EmitNotice(event.raised ? AlarmReason(event.alarm) : "ALARM_CLEARED", event.sentence);
+    const auto action = settings.alarm_actions.find(Name(event.alarm));
+    if (!event.raised || action == settings.alarm_actions.end()) continue;
+    if (action->second == AlarmAction::kPause && pauses == nullptr) pauses = &event;
+    if (action->second == AlarmAction::kFail && fails == nullptr) fails = &event;
+  }
+  if (fails != nullptr) {
+    return Error(absl::StatusCode::kFailedPrecondition, AlarmReason(fails->alarm),
+                 absl::StrCat(fails->sentence, "; the job's health.", Name(fails->alarm),
+                              " is fail, its last checkpoint stays"));
+  }
+  if (pauses == nullptr) return absl::OkStatus();
+  alarm_pauses_ = true;
+  return Error(absl::StatusCode::kFailedPrecondition, AlarmReason(pauses->alarm),
+               absl::StrCat(pauses->sentence, "; the job's health.", Name(pauses->alarm),
+                            " is pause: resume the job to go on in spite of it, or cancel it"));
 }
 
 void Trainer::CountSamples(const BatchStatistics& batch) {

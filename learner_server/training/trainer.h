@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "learner_server/job/job_runner.h"
 #include "learner_server/training/batch_source.h"
+#include "learner_server/training/health_monitor.h"
 #include "learner_server/training/rollout_client.h"
 #include "learner_server/training/run_folder.h"
 #include "learner_server/training/step_metrics.h"
@@ -52,7 +53,8 @@ class Trainer {
 
   // Runs the remaining steps, or until asked to stop. Pauses, after a checkpoint where there is
   // room, for reasons that lie outside the run: NO_ROLLOUT, GROUP_LOST, BATCH_TIMEOUT, DISK_FULL.
-  // Failures: those of the scaler, of the forward and of the weights; the last checkpoint stays.
+  // Pauses and fails for an alarm where the job says so. Failures beside: those of the scaler, of
+  // the forward and of the weights; the last checkpoint stays.
   absl::StatusOr<RunResult> Run();
 
   // The newest checkpoint of the run; empty before the first.
@@ -77,6 +79,9 @@ class Trainer {
   void NoteAssigned(int64_t step);
   void AddToProgress(const TrainBatch& batch, const StepRecord& record);
   void Report(const StepRecord& record);
+  // Emits what alarms the step raised and cleared. Fails with the alarm's name in capitals as the
+  // reason where the job's action is to pause or to fail.
+  absl::Status WatchHealth(const StepRecord& record);
   // Samples that arrived since the last call; those of the batch have been trained on or dropped.
   void CountSamples(const BatchStatistics& batch);
   // What the run leaves behind is dropped: a later attempt has it generated again.
@@ -93,6 +98,8 @@ class Trainer {
 
   TrainerParts parts_;
   TrainStep train_step_;
+  HealthMonitor health_;
+  bool alarm_pauses_ = false;
   std::vector<std::shared_ptr<const WeightSet>> published_;  // older ones, then the current one
   int64_t checkpoint_step_ = -1;
   std::string checkpoint_;

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+
 #include "tests/cli/command_line.h"
 
 namespace halfstep {
@@ -49,6 +51,47 @@ TEST_F(CommandLineTest, CheckShowsEveryMistakeAtOnceWithItsPlace) {
   const Result json = Run("halfstep check job.yaml --format json");
   EXPECT_EQ(json.exit_code, 2);
   EXPECT_THAT(json.out, HasSubstr("\"reason\": \"INVALID_SPEC\""));
+}
+
+// The demo's model, in the source.
+std::string DemoModel() {
+  const char* source = std::getenv("HALFSTEP_SOURCE_DIR");
+  return absl::StrCat("'", source == nullptr ? "." : source, "/deploy/examples/demo/model'");
+}
+
+TEST_F(CommandLineTest, CheckRangeSaysWhetherTheModelFitsIntoFp16) {
+  Write("prompts.jsonl", "{\"prompt\":\"528+999=\",\"response\":\"1527\"}\n");
+  const std::string command =
+      absl::StrCat("halfstep check ", DemoModel(), " --range --prompts prompts.jsonl");
+  const Result table = Run(command);
+  EXPECT_EQ(table.exit_code, 0) << table.err;
+  EXPECT_THAT(table.out, HasSubstr("safe in FP16 on these prompts"));
+  EXPECT_THAT(table.out, HasSubstr("attention_output"));
+  EXPECT_THAT(table.out, HasSubstr("1 sequences, 7 tokens predicted"));
+  const Result json =
+      Run(absl::StrCat(command, " --response-column response --precision fp32 --format json"));
+  EXPECT_EQ(json.exit_code, 0) << json.err;
+  EXPECT_THAT(json.out, HasSubstr("\"tokens\": 4"));
+  EXPECT_THAT(json.out, HasSubstr("\"safe_in_fp16\": true"));
+}
+
+TEST_F(CommandLineTest, CheckRangeNamesWhatIsWrongWithItsInput) {
+  const auto refused = [this](const std::string& command, int code, const char* what) {
+    const Result result = Run("halfstep check " + command);
+    EXPECT_EQ(result.exit_code, code) << command;
+    EXPECT_THAT(result.err, HasSubstr(what)) << command;
+  };
+  Write("short.jsonl", "{\"prompt\":\"12\"}\n\n{\"prompt\":\"1\"}\n");
+  Write("long.jsonl", absl::StrCat("{\"prompt\":\"", std::string(100'000, '1'), "\"}\n"));
+  const std::string range = DemoModel() + " --range";
+  refused(range, 2, "--range needs --prompts");
+  refused(range + " --prompts short.jsonl", 2, "short.jsonl:3: a prompt of one token");
+  refused(range + " --prompts short.jsonl --response-column answer", 2, "short.jsonl:1");
+  refused(range + " --prompts long.jsonl", 2, "long.jsonl:1: has 100000 tokens");
+  refused(range + " --prompts short.jsonl --root .", 2, "--root and --learner are for a job file");
+  refused(DemoModel(), 2, "is a folder; give a job file, or --range");
+  refused("job.yaml --prompts short.jsonl", 2, "go with --range");
+  refused("nothing --range --prompts short.jsonl", 3, "nothing");
 }
 
 TEST_F(CommandLineTest, CheckDoesTheBatchArithmetic) {

@@ -362,5 +362,20 @@ TEST(ResolveSpecTest, SupervisedJobGetsNoKeysOfRl) {
   EXPECT_EQ(spec.data().columns().at("response"), "response");
 }
 
+TEST(ValidateSpecTest, HealthNamesAlarmsOfTheObjective) {
+  const auto set = [](const char* alarm, int action) {
+    return [=](auto& s) { (*s.mutable_health())[alarm] = static_cast<v1::HealthAction>(action); };
+  };
+  EXPECT_THAT(Violations(set("entropy_collapse", v1::HEALTH_ACTION_FAIL)), IsEmpty());
+  EXPECT_THAT(Violations(set("gradient_norm_jump", v1::HEALTH_ACTION_PAUSE), kValidSftJob),
+              IsEmpty());
+  ExpectRefused(set("entropy_colapse", v1::HEALTH_ACTION_WARN), "health.entropy_colapse",
+                "did you mean 'entropy_collapse'?");
+  ExpectRefused(set("constant_reward", v1::HEALTH_ACTION_WARN), "health.constant_reward",
+                "no alarm of an sft job; accepted is gradient_norm_jump", kValidSftJob);
+  ExpectRefused(set("constant_reward", 9), "health.constant_reward",
+                "is 9, which this build does not know; accepted are warn, pause, fail");
+}
+
 }  // namespace
 }  // namespace halfstep

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "learner_server/training/range_check.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <optional>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/model/transformer.h"
+#include "kernels/buffer.h"
+#include "kernels/check.h"
+#include "kernels/ops/linear.h"
+#include "kernels/ops/log_prob.h"
+
+namespace halfstep {
+namespace {
+
+constexpr double kMaxScale = 0x1p24;  // of the default loss scaler
+constexpr double kHeadroom = 4;
+constexpr int64_t kLogitRows = 64;  // at a time
+// The scale that fits is found from gradients at the scale before; those at 1 may be too small to
+// be exact, those at a scale that nearly fits are not.
+constexpr int kRaises = 2;
+
+double SmallestNormal(DType dtype) { return dtype == DType::kFloat16 ? 0x1p-14 : 0x1p-126; }
+
+template <class T>
+RangeStatistics Measure(ConstTensor values) {
+  const T* data = values.as<T>();
+  const int64_t width = values.dim(values.rank() - 1);
+  const double smallest = SmallestNormal(values.dtype());
+  RangeStatistics out;
+  out.elements = values.elements();
+  for (int64_t begin = 0; begin < values.elements(); begin += width) {
+    int64_t zero = 0;
+    for (int64_t i = begin; i < begin + width; ++i) {
+      const double magnitude = std::abs(static_cast<double>(ToFloat(data[i])));
+      if (!std::isfinite(magnitude)) {
+        ++out.non_finite;
+        continue;
+      }
+      out.largest = std::max(out.largest, magnitude);
+      out.saturated += magnitude >= kFloat16Max;
+      out.subnormal += magnitude > 0 && magnitude < smallest;
+      zero += magnitude == 0;
+    }
+    if (zero < width) out.zero += zero;
+  }
+  return out;
+}
+
+// Files every tensor under its place.
+class RangeObserver final : public TensorObserver {
+ public:
+  explicit RangeObserver(RangeReport* report) : report_(report) {}
+  void Observe(StoredPass pass, StoredKind kind, int64_t layer, ConstTensor values) override {
+    auto& places = pass == StoredPass::kForward ? report_->activations : report_->gradients;
+    places[{layer, kind}].Add(values);
+  }
+
+ private:
+  RangeReport* const report_;
+};
+
+// One pass over all sequences at one loss scale.
+class RangePass {
+ public:
+  RangePass(const ExecContext& ctx, const ModelWeights& weights, RangeReport* report)
+      : ctx_(ctx),
+        weights_(weights),
+        report_(report),
+        observer_(report),
+        transformer_(weights.config(), &observer_),
+        gradients_(weights.parameters().shared_layout()) {}
+
+  void Run(std::span<const MicroBatch> batches, double scale) {
+    report_->activations.clear();
+    report_->logits = {};
+    report_->gradients.clear();
+    report_->weight_gradients.clear();
+    gradients_.SetZero(ctx_);
+    bool finite = true;
+    for (const MicroBatch& micro : batches) finite = RunBatch(micro.batch, scale) && finite;
+    if (!finite) {
+      report_->gradients.clear();
+      return;
+    }
+    const ParameterBuffer& gradient = gradients_.Finish(ctx_);
+    const std::vector<ParameterSpec>& specs = gradient.layout().specs();
+    for (size_t i = 0; i < specs.size(); ++i) {
+      report_->weight_gradients[specs[i].name].Add(gradient.view(static_cast<int>(i)));
+    }
+  }
+
+ private:
+  // False, without a backward, where the log-probs are not finite.
+  bool RunBatch(const PackedBatch& batch, double scale) {
+    const auto rows = static_cast<int64_t>(batch.logit_rows.size());
+    const int64_t width = weights_.config().hidden_size;
+    OwnedTensor hidden("hidden", weights_.dtype(), {rows, width});
+    OwnedTensor dhidden("dhidden", weights_.dtype(), {rows, width});
+    std::vector<float> log_probs(rows), lse(rows);
+    const auto view = [rows](std::vector<float>& values) {
+      return Tensor(values.data(), DType::kFloat32, {rows});
+    };
+    const ConstTensor targets(batch.targets.data(), DType::kInt32, {rows});
+    transformer_.ForwardTrain(ctx_, weights_, batch, Recompute::kNone, &activations_,
+                              hidden.view());
+    MeasureLogits(hidden.view());
+    LmHeadLogProb(ctx_, hidden.view(), weights_.head(), targets, 1, view(log_probs), {}, view(lse));
+    for (const float log_prob : log_probs) {
+      if (!std::isfinite(log_prob)) return false;
+    }
+    // L = -sum(log p) / tokens.
+    std::vector<float> dlog_probs(rows, static_cast<float>(-scale / report_->tokens));
+    LmHeadLogProbBackward(ctx_, view(dlog_probs), hidden.view(), weights_.head(), targets, 1,
+                          view(lse), dhidden.view(), gradients_.head());
+    transformer_.Backward(ctx_, weights_, batch, activations_, dhidden.view(), &gradients_);
+    return true;
+  }
+
+  void MeasureLogits(ConstTensor hidden) {
+    const int64_t vocab = weights_.config().vocab_size;
+    OwnedTensor logits("logits", DType::kFloat32, {kLogitRows, vocab});
+    for (int64_t begin = 0; begin < hidden.dim(0); begin += kLogitRows) {
+      const int64_t count = std::min(kLogitRows, hidden.dim(0) - begin);
+      const Tensor part = logits.view().Rows(0, count);
+      Linear(ctx_, hidden.Rows(begin, count), weights_.head(), part);
+      report_->logits.Add(part);
+    }
+  }
+
+  const ExecContext& ctx_;
+  const ModelWeights& weights_;
+  RangeReport* const report_;
+  RangeObserver observer_;
+  Transformer transformer_;
+  ModelGradients gradients_;
+  TrainActivations activations_;
+};
+
+using Entry = std::pair<const RangeReport::Place, RangeStatistics>;
+
+// The first place, in the order of the forward, that `bad` is true of.
+template <class Predicate>
+const Entry* FirstWhere(const std::map<RangeReport::Place, RangeStatistics>& places,
+                        Predicate&& bad) {
+  for (const Entry& entry : places) {
+    if (bad(entry.second)) return &entry;
+  }
+  return nullptr;
+}
+
+const Entry* LargestOf(const std::map<RangeReport::Place, RangeStatistics>& places) {
+  const Entry* largest = nullptr;
+  for (const Entry& entry : places) {
+    if (largest == nullptr || entry.second.largest > largest->second.largest) largest = &entry;
+  }
+  return largest;
+}
+
+// The largest power of two by which `largest` stays below the limit.
+double FittingFactor(double largest) {
+  return std::exp2(std::ceil(std::log2(kFloat16Max / kHeadroom / largest)) - 1);
+}
+
+// The scale to try after `scale`; 0 when the backward overflows whatever it is.
+double NextScale(const RangeReport& report, double scale) {
+  const bool overflows = FirstWhere(report.gradients, [](const RangeStatistics& statistics) {
+    return statistics.non_finite > 0;
+  });
+  double next = scale / 2;
+  if (!overflows) {
+    const Entry* largest = LargestOf(report.gradients);
+    const bool nothing = largest == nullptr || largest->second.largest == 0;
+    next = nothing ? kMaxScale : scale * FittingFactor(largest->second.largest);
+  }
+  return next < 1 ? 0 : std::min(next, kMaxScale);
+}
+
+std::string Share(int64_t part, int64_t whole) {
+  return absl::StrFormat("%.2g %%", 100.0 * static_cast<double>(part) / static_cast<double>(whole));
+}
+
+void Judge(int64_t layers, RangeReport* report) {
+  const auto not_finite = [](const RangeStatistics& s) { return s.non_finite > 0; };
+  const auto beyond = [](const RangeStatistics& s) { return s.saturated > 0; };
+  if (const Entry* bad = FirstWhere(report->activations, not_finite)) {
+    report->verdict =
+        absl::StrCat("not safe: the forward is NaN or Inf from ", PlaceName(bad->first, layers),
+                     " on (", bad->second.non_finite, " values)");
+  } else if (report->logits.non_finite > 0) {
+    report->verdict =
+        absl::StrCat("not safe: ", report->logits.non_finite, " logits are NaN or Inf");
+  } else if (const Entry* bad = FirstWhere(report->activations, beyond)) {
+    const std::string largest = report->dtype == DType::kFloat16
+                                    ? ""
+                                    : absl::StrFormat(", the largest %.4g", bad->second.largest);
+    report->verdict =
+        absl::StrCat("not safe in FP16: ", PlaceName(bad->first, layers), " goes beyond 65504 (",
+                     Share(bad->second.saturated, bad->second.elements), " of its values", largest,
+                     "); train it in bf16 or fp32");
+  } else if (report->loss_scale == 0) {
+    const Entry* bad = FirstWhere(report->gradients, not_finite);
+    if (bad == nullptr) bad = LargestOf(report->gradients);
+    report->verdict = absl::StrCat("not safe in FP16: at loss scale 1 the gradient of ",
+                                   PlaceName(bad->first, layers),
+                                   " comes too close to 65504; train it in bf16 or fp32");
+  } else {
+    report->safe_in_fp16 = true;
+    const Entry* largest = LargestOf(report->activations);
+    report->verdict = absl::StrFormat(
+        "safe in FP16 on these prompts: the largest activation is %.4g (%s), %.3g times below "
+        "65504, and a loss scale of 2^%d fits",
+        largest->second.largest, PlaceName(largest->first, layers),
+        kFloat16Max / largest->second.largest, std::lround(std::log2(report->loss_scale)));
+  }
+}
+
+}  // namespace
+
+void RangeStatistics::Add(ConstTensor values) {
+  if (values.elements() == 0) return;
+  switch (values.dtype()) {
+    case DType::kFloat16:
+      return Add(Measure<Float16>(values));
+    case DType::kBFloat16:
+      return Add(Measure<BFloat16>(values));
+    default:
+      return Add(Measure<float>(values));
+  }
+}
+
+void RangeStatistics::Add(const RangeStatistics& other) {
+  largest = std::max(largest, other.largest);
+  elements += other.elements;
+  saturated += other.saturated;
+  subnormal += other.subnormal;
+  zero += other.zero;
+  non_finite += other.non_finite;
+}
+
+RangeReport CheckRange(const ExecContext& ctx, const ModelWeights& weights,
+                       std::span<const TrainSequence> sequences, const RangeCheckOptions& options) {
+  RangeReport report;
+  report.dtype = weights.dtype();
+  report.sequences = static_cast<int64_t>(sequences.size());
+  for (const TrainSequence& sequence : sequences) report.tokens += sequence.response_tokens();
+  std::vector<int64_t> all(sequences.size());
+  std::iota(all.begin(), all.end(), 0);
+  const std::vector<MicroBatch> batches =
+      PackMicroBatches(sequences, all, options.micro_batch_tokens);
+  RangePass pass(ctx, weights, &report);
+  double scale = 1;
+  for (int round = 0;; ++round) {
+    pass.Run(batches, scale);
+    if (report.gradients.empty()) break;  // the forward is not finite, whatever the scale
+    report.loss_scale = NextScale(report, scale);
+    // The last pass is the one at the scale that fits.
+    if (report.loss_scale > scale && round >= kRaises) report.loss_scale = scale;
+    if (report.loss_scale == 0 || report.loss_scale == scale) break;
+    scale = report.loss_scale;
+  }
+  Judge(weights.config().layers, &report);
+  return report;
+}
+
+const char* Name(StoredKind kind) {
+  static constexpr const char* kNames[] = {
+      "embedding",        "attention_norm",     "query",    "key",     "value",      "attention",
+      "attention_output", "attention_residual", "mlp_norm", "gate_up", "activation", "mlp_output",
+      "mlp_residual",     "final_norm"};
+  return kNames[static_cast<size_t>(kind)];
+}
+
+std::string PlaceName(const RangeReport::Place& place, int64_t layers) {
+  if (place.first == layers) return Name(place.second);
+  return absl::StrCat("layer ", place.first, ", ", Name(place.second));
+}
+
+}  // namespace halfstep
