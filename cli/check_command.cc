@@ -16,6 +16,8 @@
 #include "common/config/resolve_spec.h"
 #include "common/config/spec_text.h"
 #include "common/rpc/flags.h"
+#include "learner_server/algorithm/explain.h"
+#include "learner_server/training/job_settings.h"
 #include "learner_server/training/training_job_runner.h"
 
 namespace halfstep {
@@ -24,6 +26,7 @@ namespace {
 struct CheckArguments {
   std::string file;  // a job, or with `range` a model folder
   bool range = false;
+  bool explain = false;
   RangeArguments range_arguments;
   std::string root;
   ChannelOptions learner;
@@ -53,6 +56,7 @@ absl::Status CheckThere(const v1::TrainingJobSpec& spec, const CheckArguments& a
 
 struct CheckResult {
   std::vector<std::string> checked;
+  std::vector<std::string> explanation;  // of the algorithm; empty: not asked for
   CheckReport report;
 };
 
@@ -60,13 +64,13 @@ void PrintPlan(const v1::TrainingJobSpec& spec, const CheckResult& result,
                CommandContext& context) {
   const CheckReport& report = result.report;
   if (context.format == OutputFormat::kJson) {
-    context.out << nlohmann::ordered_json{{"ok", true},
-                                          {"checked", result.checked},
-                                          {"train_rows_skipped", report.train_rows_skipped},
-                                          {"eval_rows_skipped", report.eval_rows_skipped},
-                                          {"spec", nlohmann::ordered_json::parse(SpecToJson(spec))}}
-                       .dump(2)
-                << "\n";
+    nlohmann::ordered_json json{{"ok", true},
+                                {"checked", result.checked},
+                                {"train_rows_skipped", report.train_rows_skipped},
+                                {"eval_rows_skipped", report.eval_rows_skipped},
+                                {"spec", nlohmann::ordered_json::parse(SpecToJson(spec))}};
+    if (!result.explanation.empty()) json["algorithm"] = result.explanation;
+    context.out << json.dump(2) << "\n";
     return;
   }
   const v1::BatchSpec& batch = spec.batch();
@@ -86,10 +90,11 @@ void PrintPlan(const v1::TrainingJobSpec& spec, const CheckResult& result,
                      YamlName(spec.precision().learner()), ", profile ", YamlName(spec.profile()))},
        {"output", spec.output_dir().empty() ? "named after the job" : spec.output_dir()}},
       context.out);
+  for (const std::string& line : result.explanation) context.out << line << "\n";
   for (const std::string& what : result.checked) context.out << "ok: " << what << "\n";
-  const auto print_skipped = [&context](int64_t rows, const std::string& path) {
-    if (rows == 0) return;
-    context.out << "skipped: " << rows << " rows of " << path
+  const auto print_skipped = [&context](int64_t skipped, const std::string& path) {
+    if (skipped == 0) return;
+    context.out << "skipped: " << skipped << " rows of " << path
                 << " that are longer than the model's positions allow\n";
   };
   print_skipped(report.train_rows_skipped, spec.data().train());
@@ -100,8 +105,9 @@ void PrintPlan(const v1::TrainingJobSpec& spec, const CheckResult& result,
 absl::Status CheckUse(const CheckArguments& arguments) {
   const RangeArguments& range = arguments.range_arguments;
   if (arguments.range) {
-    if (!arguments.root.empty() || !arguments.learner.target.empty()) {
-      return absl::InvalidArgumentError("--root and --learner are for a job file; --range is not");
+    if (!arguments.root.empty() || !arguments.learner.target.empty() || arguments.explain) {
+      return absl::InvalidArgumentError(
+          "--root, --learner and --explain are for a job file; --range is not");
     }
     if (range.prompts_file.empty()) {
       return absl::InvalidArgumentError(
@@ -144,6 +150,7 @@ absl::Status Check(const CheckArguments& arguments, CommandContext& context) {
     result.checked.push_back(
         absl::StrCat("the learner at ", arguments.learner.target, " would take it"));
   }
+  if (arguments.explain) result.explanation = Explain(AlgorithmOf(resolved));
   if (spec.output_dir().empty()) resolved.clear_output_dir();
   PrintPlan(resolved, result, context);
   return absl::OkStatus();
@@ -165,6 +172,7 @@ void AddCheckCommand(CLI::App& app, CommandContext& context) {
   check->add_option("--timeout", arguments->timeout_seconds, "Seconds the learner may take")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  check->add_flag("--explain", arguments->explain, "Print the algorithm, choice by choice");
   RangeArguments& range = arguments->range_arguments;
   check->add_flag("--range", arguments->range,
                   "Run the model forward and backward and report its numeric range");

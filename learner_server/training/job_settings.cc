@@ -44,18 +44,6 @@ LrSchedule ScheduleOf(const v1::TrainingJobSpec& spec) {
   return schedule;
 }
 
-Algorithm AlgorithmOf(const v1::TrainingJobSpec& spec) {
-  if (spec.objective() == v1::OBJECTIVE_SFT) return SupervisedAlgorithm();
-  const Algorithm* preset = FindAlgorithmPreset(YamlName(spec.algorithm().preset()));
-  HALFSTEP_CHECK(preset != nullptr);
-  Algorithm algorithm = *preset;
-  if (spec.algorithm().clip_size() == 2) {
-    algorithm.loss.clip_low = spec.algorithm().clip(0);
-    algorithm.loss.clip_high = spec.algorithm().clip(1);
-  }
-  return algorithm;
-}
-
 absl::StatusOr<LossScaleOptions> LossScaleOf(const v1::TrainingJobSpec& spec, DType dtype) {
   const v1::LossScaleSpec& scale = spec.loss_scale();
   const bool is_static = scale.preset() == v1::LOSS_SCALE_PRESET_STATIC;
@@ -126,6 +114,18 @@ absl::Status ResolvePaths(const v1::TrainingJobSpec& spec, const std::string& ro
 }
 
 }  // namespace
+
+Algorithm AlgorithmOf(const v1::TrainingJobSpec& spec) {
+  if (spec.objective() == v1::OBJECTIVE_SFT) return SupervisedAlgorithm();
+  const Algorithm* preset = FindAlgorithmPreset(YamlName(spec.algorithm().preset()));
+  HALFSTEP_CHECK(preset != nullptr);
+  Algorithm algorithm = *preset;
+  if (spec.algorithm().clip_size() == 2) {
+    algorithm.loss.clip_low = spec.algorithm().clip(0);
+    algorithm.loss.clip_high = spec.algorithm().clip(1);
+  }
+  return algorithm;
+}
 
 absl::StatusOr<JobSettings> MakeJobSettings(const v1::TrainingJobSpec& spec,
                                             const std::string& root) {

@@ -59,6 +59,9 @@ struct JobSettings {
   std::map<std::string, AlarmAction> alarm_actions;  // by the alarm's name; every one of the job's
 };
 
+// The row of choices that a resolved and valid job names, with its overrides.
+Algorithm AlgorithmOf(const v1::TrainingJobSpec& spec);
+
 // `spec` is resolved (common/config/resolve_spec.h) and valid; its paths are opened below `root`.
 // Fails for paths that leave the root and for loss scales that no scaler can work with.
 absl::StatusOr<JobSettings> MakeJobSettings(const v1::TrainingJobSpec& spec,

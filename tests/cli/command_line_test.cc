@@ -53,6 +53,21 @@ TEST_F(CommandLineTest, CheckShowsEveryMistakeAtOnceWithItsPlace) {
   EXPECT_THAT(json.out, HasSubstr("\"reason\": \"INVALID_SPEC\""));
 }
 
+TEST_F(CommandLineTest, CheckExplainsTheAlgorithm) {
+  Write("job.yaml",
+        "model: model\nsteps: 4\nbatch: {prompts: 8, samples: 4}\n"
+        "data: {train: prompts.jsonl}\nreward: {type: exact_match}\n"
+        "sampling: {max_new_tokens: 16}\noptimizer: {learning_rate: 0.001}\n"
+        "algorithm: {preset: grpo_seq_mis, clip: [0.1, 0.3]}\n");
+  const Result plain = Run("halfstep check job.yaml");
+  EXPECT_EQ(plain.exit_code, 0) << plain.err;
+  EXPECT_THAT(plain.out, ::testing::Not(HasSubstr("sequence_mis")));
+  const Result result = Run("halfstep check job.yaml --explain");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("sequence_mis"));
+  EXPECT_THAT(result.out, HasSubstr("1 - 0.1, 1 + 0.3"));
+}
+
 // The demo's model, in the source.
 std::string DemoModel() {
   const char* source = std::getenv("HALFSTEP_SOURCE_DIR");
