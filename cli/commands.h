@@ -39,6 +39,8 @@ void AddCheckCommand(CLI::App& app, CommandContext& context);
 void AddGenerateCommand(CLI::App& app, CommandContext& context);
 // eval
 void AddEvalCommand(CLI::App& app, CommandContext& context);
+// report
+void AddReportCommand(CLI::App& app, CommandContext& context);
 // diff
 void AddDiffCommand(CLI::App& app, CommandContext& context);
 // demo, train
