@@ -41,6 +41,10 @@ void AddGenerateCommand(CLI::App& app, CommandContext& context);
 void AddEvalCommand(CLI::App& app, CommandContext& context);
 // mismatch
 void AddMismatchCommand(CLI::App& app, CommandContext& context);
+// report
+void AddReportCommand(CLI::App& app, CommandContext& context);
+// diff
+void AddDiffCommand(CLI::App& app, CommandContext& context);
 // demo, train
 void AddLocalCommands(CLI::App& app, CommandContext& context);
 

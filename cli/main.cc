@@ -42,6 +42,8 @@ int main(int argc, char** argv) {
   halfstep::AddGenerateCommand(app, context);
   halfstep::AddEvalCommand(app, context);
   halfstep::AddMismatchCommand(app, context);
+  halfstep::AddReportCommand(app, context);
+  halfstep::AddDiffCommand(app, context);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
