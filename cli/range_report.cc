@@ -5,7 +5,6 @@
 #include <memory>
 #include <new>
 #include <nlohmann/json.hpp>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -82,21 +81,19 @@ absl::StatusOr<RangeReport> Measure(const RangeArguments& arguments, const Local
   for (const TrainSequence& sequence : sequences) {
     longest = std::max(longest, static_cast<int64_t>(sequence.tokens.size()));
   }
+  const int threads = ThreadsOrAll(arguments.engine.threads);
+  HALFSTEP_ASSIGN_OR_RETURN(const std::shared_ptr<const ModelWeights> weights,
+                            LoadLocalWeights(model, dtype, longest, threads));
   try {
-    ModelWeights weights(model.folder.config, model.folder.layout, dtype, longest);
-    HALFSTEP_RETURN_IF_ERROR(LoadHuggingFaceWeights(model.folder, &weights.parameters()));
     Workspace workspace;
-    ThreadPool pool(arguments.engine.threads > 0
-                        ? arguments.engine.threads
-                        : static_cast<int>(std::max(1u, std::thread::hardware_concurrency())));
+    ThreadPool pool(threads);
     ExecContext ctx;
     ctx.workspace = &workspace;
     ctx.threads = &pool;
-    weights.Pack(ctx);
-    return CheckRange(ctx, weights, sequences, {});
+    return CheckRange(ctx, *weights, sequences, {});
   } catch (const std::bad_alloc&) {
     return Error(absl::StatusCode::kResourceExhausted, "OUT_OF_MEMORY",
-                 absl::StrCat("not enough memory for weights, FP32 gradients and activations of ",
+                 absl::StrCat("not enough memory for FP32 gradients and activations of ",
                               model.folder.directory, " in ", Name(dtype),
                               "; give fewer or shorter prompts"));
   }

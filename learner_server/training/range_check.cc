@@ -195,19 +195,19 @@ void Judge(int64_t layers, RangeReport* report) {
   } else if (report->logits.non_finite > 0) {
     report->verdict =
         absl::StrCat("not safe: ", report->logits.non_finite, " logits are NaN or Inf");
-  } else if (const Entry* bad = FirstWhere(report->activations, beyond)) {
+  } else if (const Entry* over = FirstWhere(report->activations, beyond)) {
     const std::string largest = report->dtype == DType::kFloat16
                                     ? ""
-                                    : absl::StrFormat(", the largest %.4g", bad->second.largest);
+                                    : absl::StrFormat(", the largest %.4g", over->second.largest);
     report->verdict =
-        absl::StrCat("not safe in FP16: ", PlaceName(bad->first, layers), " goes beyond 65504 (",
-                     Share(bad->second.saturated, bad->second.elements), " of its values", largest,
-                     "); train it in bf16 or fp32");
+        absl::StrCat("not safe in FP16: ", PlaceName(over->first, layers), " goes beyond 65504 (",
+                     Share(over->second.saturated, over->second.elements), " of its values",
+                     largest, "); train it in bf16 or fp32");
   } else if (report->loss_scale == 0) {
-    const Entry* bad = FirstWhere(report->gradients, not_finite);
-    if (bad == nullptr) bad = LargestOf(report->gradients);
+    const Entry* steepest = FirstWhere(report->gradients, not_finite);
+    if (steepest == nullptr) steepest = LargestOf(report->gradients);
     report->verdict = absl::StrCat("not safe in FP16: at loss scale 1 the gradient of ",
-                                   PlaceName(bad->first, layers),
+                                   PlaceName(steepest->first, layers),
                                    " comes too close to 65504; train it in bf16 or fp32");
   } else {
     report->safe_in_fp16 = true;
