@@ -103,7 +103,7 @@ TEST_F(CommandLineTest, CheckRangeNamesWhatIsWrongWithItsInput) {
   refused(range + " --prompts short.jsonl", 2, "short.jsonl:3: a prompt of one token");
   refused(range + " --prompts short.jsonl --response-column answer", 2, "short.jsonl:1");
   refused(range + " --prompts long.jsonl", 2, "long.jsonl:1: has 100000 tokens");
-  refused(range + " --prompts short.jsonl --root .", 2, "--root and --learner are for a job file");
+  refused(range + " --prompts short.jsonl --root .", 2, "--explain are for a job file");
   refused(DemoModel(), 2, "is a folder; give a job file, or --range");
   refused("job.yaml --prompts short.jsonl", 2, "go with --range");
   refused("nothing --range --prompts short.jsonl", 3, "nothing");
