@@ -146,7 +146,7 @@ Written by `tests/bench/cpu_report.py` on {machine()}.
 Limits seen: {limits} (FP32
 multiply-adds in registers; reads of 16 MiB, which is what the linear layers' weights rotate over). A share is of the limit that bursts *in the same run* reached, so shares can be
 compared between machines and absolute figures cannot. Weights and activations are FP16; sums are FP32
-chains in the order that the `bitwise` contract fixes, in every profile.
+chains in the order that the `bitwise` contract fixes: these are the kernels of that profile.
 
 ## Linear layers
 {linear(directory)}
