@@ -36,6 +36,7 @@ constexpr const char* kCausalOrder[] = {
     "updates_applied",
     "skipped_steps",
     "loss_scale",
+    "master_digest",
 };
 
 size_t CausalRank(const std::string& name) {

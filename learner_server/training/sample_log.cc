@@ -17,6 +17,7 @@ SampleRecord RecordOf(const Trajectory& trajectory) {
   record.versions = trajectory.sample.versions;
   record.finish_reason = trajectory.sample.finish_reason;
   record.tokens = trajectory.sample.tokens;
+  record.log_probs = trajectory.sample.log_probs;
   record.reward = trajectory.reward;
   return record;
 }
@@ -34,6 +35,7 @@ std::string SampleLine(int64_t step, const SampleRecord& record, const Tokenizer
             {"versions", std::move(versions)},
             {"finish_reason", Name(record.finish_reason)},
             {"tokens", record.tokens},
+            {"log_probs", record.log_probs},
             {"text", tokenizer.Decode(record.tokens)},
             {"outcome", Name(record.reward.outcome)}};
   if (record.reward.outcome == RewardOutcome::kScore) {

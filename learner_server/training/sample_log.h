@@ -21,7 +21,8 @@ struct SampleRecord {
   std::string rollout_id;
   std::vector<VersionRun> versions;
   FinishReason finish_reason = FinishReason::kStop;
-  std::vector<int32_t> tokens;  // of the response
+  std::vector<int32_t> tokens;   // of the response
+  std::vector<float> log_probs;  // log mu of each
   Reward reward;
   std::optional<double> advantage;  // none: it took no part
 };

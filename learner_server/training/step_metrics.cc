@@ -171,6 +171,7 @@ std::map<std::string, double> MetricsOf(const StepRecord& record) {
 
 std::string MetricsLine(const StepRecord& record) {
   nlohmann::ordered_json line = ToJson(MetricsOf(record));
+  line["master_digest"] = record.master_digest;
   for (const OptimizerStepReport& update : record.updates) {
     if (update.skipped) line["non_finite_parameter"] = update.non_finite_parameter;
   }

@@ -23,6 +23,7 @@ struct StepRecord {
   BatchStatistics batch;
   std::vector<OptimizerStepReport> updates;
   MismatchMetrics mismatch;
+  std::string master_digest;     // of the FP32 master weights and Adam's moments after it
   float loss_scale = 1;          // in force after it
   int64_t skipped_steps = 0;     // of the run
   int64_t saturated_stores = 0;  // of this step
@@ -40,9 +41,9 @@ struct StepRecord {
 // By the names of metrics.jsonl (docs/run_folder.md). Durations in seconds.
 std::map<std::string, double> MetricsOf(const StepRecord& record);
 
-// One line of metrics.jsonl, without the newline: the metrics, and the name of the first parameter
-// with a non-finite gradient when a step was skipped. JSON has no NaN and no infinity: both are
-// null.
+// One line of metrics.jsonl, without the newline: the metrics, the digest of the master, and the
+// name of the first parameter with a non-finite gradient when a step was skipped. JSON has no NaN
+// and no infinity: both are null.
 std::string MetricsLine(const StepRecord& record);
 // The line of an evaluation after `step`; 0: before the first.
 std::string EvaluationLine(int64_t step, const EvaluationResult& evaluation);

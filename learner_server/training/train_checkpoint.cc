@@ -232,11 +232,25 @@ absl::StatusOr<std::vector<std::shared_ptr<const WeightSet>>> ReadOlderWeights(
   return older;
 }
 
+namespace {
+
+void AddMaster(const TrainState& state, Digester* digester) {
+  for (const ParameterBuffer* buffer : {&state.master, &state.first_moment, &state.second_moment}) {
+    digester->Update(buffer->flat().data(), buffer->flat().bytes());
+  }
+}
+
+}  // namespace
+
+std::string MasterDigest(const TrainState& state) {
+  Digester digester;
+  AddMaster(state, &digester);
+  return digester.Finish().Hex();
+}
+
 std::string StateDigest(const TrainState& state, const RunProgress& progress) {
   Digester digester;
-  for (const ParameterBuffer* buffer : {&state.master, &state.first_moment, &state.second_moment}) {
-    digester.Update(buffer->flat().data(), buffer->flat().bytes());
-  }
+  AddMaster(state, &digester);
   digester.Update(ScalerToJson(state.scaler.state()).dump());
   digester.UpdateInteger(static_cast<uint64_t>(state.optimizer_steps));
   AddToDigest(progress, &digester);

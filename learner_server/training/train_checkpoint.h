@@ -57,6 +57,9 @@ absl::StatusOr<RunProgress> ReadCheckpoint(const ExecContext& ctx, const std::st
 absl::StatusOr<std::vector<std::shared_ptr<const WeightSet>>> ReadOlderWeights(
     const std::string& path, const TrainState& state, DType dtype);
 
+// XXH3-128 of the FP32 master weights and Adam's moments: what an optimizer step changes.
+std::string MasterDigest(const TrainState& state);
+
 // XXH3-128, hexadecimal, over master, moments, scaler, optimizer steps and progress: equal for
 // equal runs.
 std::string StateDigest(const TrainState& state, const RunProgress& progress);

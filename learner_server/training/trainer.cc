@@ -188,6 +188,7 @@ absl::Status Trainer::RunUpdates(TrainBatch* batch, StepRecord* record) {
     record->updates.push_back(std::move(report));
   }
   record->mismatch = mismatch.Summarize();
+  record->master_digest = MasterDigest(*parts_.state);
   record->loss_scale = parts_.state->scaler.scale();
   record->skipped_steps = parts_.state->scaler.state().skipped_steps;
   if (saturated != nullptr) record->saturated_stores = saturated->load() - saturated_before;

@@ -211,6 +211,7 @@ TEST_F(TrainingJobRunnerTest, SavedSamplesTellWhereEveryResponseCameFrom) {
     ASSERT_EQ(line["versions"].size(), 1u);
     EXPECT_EQ(line["versions"][0]["version"], i / 32);
     EXPECT_EQ(line["versions"][0]["tokens"], line["tokens"].size());
+    EXPECT_EQ(line["log_probs"].size(), line["tokens"].size());
     EXPECT_EQ(line["outcome"], "score");
     const std::string end = line["finish_reason"] == "stop" ? "<|endoftext|>" : "";
     EXPECT_EQ(line["text"] == "a" + end, line["reward"] == 1) << line;
@@ -233,6 +234,27 @@ TEST_F(TrainingJobRunnerTest, SavedSamplesTellWhereEveryResponseCameFrom) {
   EXPECT_EQ(ReadText(root() + "/saved_parts/samples.jsonl"),
             ReadText(root() + "/saved/samples.jsonl"));
   EXPECT_FALSE(std::filesystem::exists(root() + "/sft/samples.jsonl"));
+}
+
+TEST_F(TrainingJobRunnerTest, EveryStepSaysWhatItLeft) {
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("digests_a", 4);
+  RunWhole(spec);
+  spec.set_output_dir("digests_b");
+  RunWhole(spec);
+  spec.set_output_dir("digests_c");
+  spec.set_seed(spec.seed() + 1);
+  RunWhole(spec);
+  const auto digests = [&](const std::string& run) {
+    std::vector<std::string> values;
+    for (const auto& line : ReadLines(root() + "/" + run + "/metrics.jsonl")) {
+      if (line.contains("master_digest")) values.push_back(line["master_digest"]);
+    }
+    return values;
+  };
+  const std::vector<std::string> first = digests("digests_a");
+  EXPECT_EQ(std::set(first.begin(), first.end()).size(), 4u) << "every step changes the weights";
+  EXPECT_EQ(digests("digests_b"), first);
+  EXPECT_NE(digests("digests_c")[0], first[0]);
 }
 
 TEST_F(TrainingJobRunnerTest, CrashLosesOnlyStepsSinceTheCheckpoint) {
