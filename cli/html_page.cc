@@ -2,7 +2,7 @@
 #include "cli/html_page.h"
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_replace.h"
+#include "cli/report/html_text.h"
 
 namespace halfstep {
 namespace {
@@ -18,11 +18,6 @@ constexpr char kStyle[] =
     "p{max-width:80ch}";
 
 }  // namespace
-
-std::string EscapeHtml(const std::string& text) {
-  return absl::StrReplaceAll(
-      text, {{"&", "&amp;"}, {"<", "&lt;"}, {">", "&gt;"}, {"\"", "&quot;"}, {"'", "&#39;"}});
-}
 
 HtmlPage::HtmlPage(const std::string& title) : title_(EscapeHtml(title)) {}
 

@@ -7,9 +7,6 @@
 
 namespace halfstep {
 
-// For text and attribute values.
-std::string EscapeHtml(const std::string& text);
-
 // Text is escaped. Not thread-safe.
 class HtmlPage {
  public:

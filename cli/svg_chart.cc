@@ -6,7 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "cli/html_page.h"
+#include "cli/report/html_text.h"
 #include "kernels/check.h"
 
 namespace halfstep {
