@@ -7,6 +7,7 @@
 #include "kernels/ops/attention.h"
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/embedding.h"
+#include "kernels/ops/fused.h"
 #include "kernels/ops/linear.h"
 #include "kernels/ops/log_prob.h"
 #include "kernels/ops/norm.h"
