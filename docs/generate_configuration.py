@@ -23,6 +23,7 @@ Examples: [demo.yaml](../deploy/examples/demo.yaml), [sft.yaml](../deploy/exampl
 FIELD = re.compile(r"(?:(optional|repeated) )?(map<\w+, \w+>|\w+) (\w+) = (\d+);")
 TYPES = {"int64": "whole number", "uint64": "whole number", "double": "number", "string": "text",
          "bool": "true, false", "map<string, string>": "group of texts",
+         "map<string, double>": "group of numbers",
          "map<string, HealthAction>": "group of warn, pause, fail"}
 
 
