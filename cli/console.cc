@@ -108,6 +108,10 @@ Json SummaryToJson(const v1::RunSummary& summary) {
   if (summary.has_final_accuracy()) out["final_accuracy"] = summary.final_accuracy();
   if (summary.has_base_greedy()) out["base_greedy"] = summary.base_greedy();
   if (summary.has_final_greedy()) out["final_greedy"] = summary.final_greedy();
+  if (summary.has_final_accuracy_learner()) {
+    out["final_accuracy_learner"] = summary.final_accuracy_learner();
+    out["deployment_gap"] = summary.deployment_gap();
+  }
   out["train_seconds"] = summary.train_seconds();
   out["tokens_generated"] = summary.tokens_generated();
   out["tokens_trained"] = summary.tokens_trained();

@@ -157,6 +157,11 @@ void PrintResult(const LocalRun& run, const LocalRunOptions& options, std::ostre
     rows.push_back({"", absl::StrCat(Percent(summary.base_greedy()), " -> ",
                                      Percent(summary.final_greedy()), " greedy")});
   }
+  if (summary.has_final_accuracy_learner()) {
+    rows.push_back(
+        {"", absl::StrFormat("%s by the learner's engine, mean |log mu - log pi| %.2g",
+                             Percent(summary.final_accuracy_learner()), summary.deployment_gap())});
+  }
   rows.push_back(
       {"steps", absl::StrCat(run.job.step(), " in ",
                              absl::StrFormat("%.1f s", summary.train_seconds()), " of training")});

@@ -319,6 +319,7 @@ void Validator::CheckLossScale() {
     refuse("loss_scale.factors", !scale.factors().empty());
     refuse("loss_scale.patience", !scale.patience().empty());
     refuse("loss_scale.range", !scale.range().empty());
+    refuse("loss_scale.calibrate", scale.calibrate());
   }
   if (scale.has_initial() && !IsScale(scale.initial())) {
     Add("loss_scale.initial",

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "common/model/batch.h"
@@ -17,6 +18,7 @@ struct TrainSequence {
   std::vector<float> behaviour;  // log mu of each response token; empty for supervised data
   std::vector<float> old;        // log pi_old of the same; empty where the algorithm reads none
   double advantage = 0;
+  std::string rollout_id;  // who generated it; empty for supervised data
 
   int64_t response_tokens() const { return static_cast<int64_t>(tokens.size()) - prompt_tokens; }
 };

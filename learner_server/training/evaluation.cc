@@ -69,15 +69,18 @@ EvaluationResult SummarizeEvaluation(std::span<const Trajectory> trajectories, i
 
 absl::StatusOr<EvaluationResult> Evaluate(const JobSettings& settings, int64_t max_positions,
                                           const PromptDataset& prompts,
-                                          const EvaluationPoint& point, RolloutClient* client) {
+                                          const EvaluationPoint& point, RolloutClient* client,
+                                          std::vector<Trajectory>* sampled) {
   const absl::Time start = absl::Now();
   std::vector<GroupTask> tasks = EvaluationTasks(settings, max_positions, prompts, point);
   std::vector<GroupKey> keys;
   for (const GroupTask& task : tasks) keys.push_back(task.assignment.key);
   client->Assign(std::move(tasks));
-  HALFSTEP_ASSIGN_OR_RETURN(const CollectedGroups collected, client->Collect(keys));
+  HALFSTEP_ASSIGN_OR_RETURN(CollectedGroups collected, client->Collect(keys));
   EvaluationResult result =
       SummarizeEvaluation(collected.trajectories, settings.evaluation_samples);
+  *sampled = std::move(collected.trajectories);
+  sampled->resize(static_cast<size_t>(result.prompts * result.samples));
   result.time = absl::Now() - start;
   return result;
 }

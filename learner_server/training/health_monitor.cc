@@ -123,6 +123,17 @@ HealthMonitor::HealthMonitor(const HealthOptions& options, HealthState* state)
 
 bool HealthMonitor::raised(HealthAlarm alarm) const { return state_->raised.contains(Name(alarm)); }
 
+bool HealthMonitor::IsMismatchJump(double mismatch) const {
+  if (raised(HealthAlarm::kMismatchJump) || !std::isfinite(mismatch)) return false;
+  const auto history = state_->history.find(Name(HealthAlarm::kMismatchJump));
+  Reading reading{.value = mismatch, .before = std::numeric_limits<double>::quiet_NaN()};
+  if (history != state_->history.end() &&
+      static_cast<int64_t>(history->second.size()) >= kLeastHistory) {
+    reading.before = MedianOf(history->second);
+  }
+  return Crosses(HealthAlarm::kMismatchJump, mismatch, ReadMismatch(reading).bound);
+}
+
 std::vector<HealthEvent> HealthMonitor::Observe(const HealthFigures& figures) {
   const std::optional<double> values[kHealthAlarmCount] = {
       figures.zero_std_group_share, figures.entropy, figures.mismatch, figures.gradient_norm,

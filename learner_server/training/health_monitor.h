@@ -90,6 +90,10 @@ class HealthMonitor {
 
   bool raised(HealthAlarm alarm) const;
 
+  // Whether one more step with this mismatch, were it like this for as many steps as the alarm
+  // looks at, would raise kMismatchJump. False while it is raised.
+  bool IsMismatchJump(double mismatch) const;
+
  private:
   struct Reading;
 

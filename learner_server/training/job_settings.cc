@@ -152,6 +152,8 @@ absl::StatusOr<JobSettings> MakeJobSettings(const v1::TrainingJobSpec& spec,
   settings.sampling.max_new_tokens = static_cast<int32_t>(spec.sampling().max_new_tokens());
   settings.sampling.stop_strings = {spec.sampling().stop().begin(), spec.sampling().stop().end()};
   settings.train_step = TrainStepOptionsOf(spec);
+  settings.train_step.calibrate_scale =
+      spec.loss_scale().calibrate() && settings.learner_dtype == DType::kFloat16;
   HALFSTEP_ASSIGN_OR_RETURN(settings.loss_scale, LossScaleOf(spec, settings.learner_dtype));
   settings.evaluate_every = spec.evaluation().every_steps();
   settings.evaluation_samples = spec.evaluation().samples();

@@ -85,6 +85,11 @@ LossScaler::LossScaler(const LossScaleOptions& options, LossScalerState state)
   HALFSTEP_CHECK(IsPowerOfTwo(state_.scale));
 }
 
+void LossScaler::Calibrate(double scale) {
+  const double within = std::clamp<double>(scale, minimum(), maximum());
+  state_.scale = static_cast<float>(std::exp2(std::floor(std::log2(within))));
+}
+
 absl::Status LossScaler::Update(bool found_inf) {
   if (found_inf) return Skip();
   Apply();

@@ -59,6 +59,10 @@ class LossScaler {
   float inverse_scale() const { return 1.0f / state_.scale; }
   const LossScalerState& state() const { return state_; }
 
+  // Takes the largest power of two up to `scale`, at least 2^-126, that lies within the range of
+  // the options: what a measurement of the gradients found to fit, before the first step.
+  void Calibrate(double scale);
+
   // After each optimizer step: whether its gradients had an Inf or NaN, so that it was skipped.
   // Fails with reason LOSS_SCALE_FLOOR when the scale would have to go below its minimum, and
   // DIVERGED when too many steps are skipped although some step was applied before; the run is then

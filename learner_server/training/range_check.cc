@@ -14,13 +14,13 @@
 #include "kernels/check.h"
 #include "kernels/ops/linear.h"
 #include "kernels/ops/log_prob.h"
+#include "learner_server/training/gradient_range.h"
 
 namespace halfstep {
 namespace {
 
 constexpr double kMaxScale = 0x1p24;  // of the default loss scaler
-constexpr double kHeadroom = 4;
-constexpr int64_t kLogitRows = 64;  // at a time
+constexpr int64_t kLogitRows = 64;    // at a time
 // The scale that fits is found from gradients at the scale before; those at 1 may be too small to
 // be exact, those at a scale that nearly fits are not.
 constexpr int kRaises = 2;
@@ -160,11 +160,6 @@ const Entry* LargestOf(const std::map<RangeReport::Place, RangeStatistics>& plac
     if (largest == nullptr || entry.second.largest > largest->second.largest) largest = &entry;
   }
   return largest;
-}
-
-// The largest power of two by which `largest` stays below the limit.
-double FittingFactor(double largest) {
-  return std::exp2(std::ceil(std::log2(kFloat16Max / kHeadroom / largest)) - 1);
 }
 
 // The scale to try after `scale`; 0 when the backward overflows whatever it is.

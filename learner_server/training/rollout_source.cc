@@ -83,6 +83,7 @@ TrainSequence MakeSequence(Trajectory trajectory, double advantage) {
                          trajectory.sample.tokens.end());
   sequence.behaviour = std::move(trajectory.sample.log_probs);
   sequence.advantage = advantage;
+  sequence.rollout_id = std::move(trajectory.rollout_id);
   return sequence;
 }
 

@@ -61,6 +61,8 @@ std::string ToJson(const RunProgress& progress) {
   PutOptional(json, "base_greedy", progress.base_greedy);
   PutOptional(json, "final_accuracy", progress.final_accuracy);
   PutOptional(json, "final_greedy", progress.final_greedy);
+  PutOptional(json, "final_accuracy_learner", progress.final_accuracy_learner);
+  PutOptional(json, "deployment_gap", progress.deployment_gap);
   return json.dump(2);
 }
 
@@ -89,6 +91,8 @@ absl::StatusOr<RunProgress> RunProgressFromJson(const std::string& text) {
     progress.base_greedy = GetOptional(json, "base_greedy");
     progress.final_accuracy = GetOptional(json, "final_accuracy");
     progress.final_greedy = GetOptional(json, "final_greedy");
+    progress.final_accuracy_learner = GetOptional(json, "final_accuracy_learner");
+    progress.deployment_gap = GetOptional(json, "deployment_gap");
     if (progress.step < 0 ||
         static_cast<int64_t>(progress.version_after.size()) != progress.step + 1) {
       return absl::InvalidArgumentError("the version ledger does not match the step");
@@ -121,6 +125,10 @@ void FillSummary(const RunProgress& progress, v1::RunSummary* summary) {
   if (progress.base_greedy) summary->set_base_greedy(*progress.base_greedy);
   if (progress.final_accuracy) summary->set_final_accuracy(*progress.final_accuracy);
   if (progress.final_greedy) summary->set_final_greedy(*progress.final_greedy);
+  if (progress.final_accuracy_learner) {
+    summary->set_final_accuracy_learner(*progress.final_accuracy_learner);
+  }
+  if (progress.deployment_gap) summary->set_deployment_gap(*progress.deployment_gap);
   summary->set_train_seconds(progress.train_seconds);
   summary->set_tokens_generated(progress.tokens_generated);
   summary->set_tokens_trained(progress.tokens_trained);

@@ -41,6 +41,7 @@ struct RunProgress {
   double train_seconds = 0;
   int64_t evaluated_step = -1;  // after which the last evaluation was; -1: there was none
   std::optional<double> base_accuracy, base_greedy, final_accuracy, final_greedy;
+  std::optional<double> final_accuracy_learner, deployment_gap;  // v1::RunSummary
 
   friend bool operator==(const RunProgress&, const RunProgress&) = default;
 };

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/time/clock.h"
+#include "common/base/digest.h"
 #include "common/metrics/learner_metrics.h"
 
 namespace halfstep {
@@ -117,6 +118,14 @@ nlohmann::ordered_json ToJson(const std::map<std::string, double>& metrics) {
   return line;
 }
 
+// Of all updates of a batch; of one update, its own.
+std::string GradientDigest(const std::vector<OptimizerStepReport>& updates) {
+  if (updates.size() == 1) return updates.front().gradient_digest;
+  Digester digester;
+  for (const OptimizerStepReport& update : updates) digester.Update(update.gradient_digest);
+  return digester.Finish().Hex();
+}
+
 double Seconds(absl::Time time) { return absl::ToDoubleSeconds(time - absl::UnixEpoch()); }
 
 }  // namespace
@@ -171,19 +180,26 @@ std::map<std::string, double> MetricsOf(const StepRecord& record) {
 
 std::string MetricsLine(const StepRecord& record) {
   nlohmann::ordered_json line = ToJson(MetricsOf(record));
+  line["gradient_digest"] = GradientDigest(record.updates);
   line["master_digest"] = record.master_digest;
   for (const OptimizerStepReport& update : record.updates) {
-    if (update.skipped) line["non_finite_parameter"] = update.non_finite_parameter;
+    if (!update.skipped) continue;
+    line["non_finite_parameter"] = update.non_finite_parameter;
+    line["overflow"] = update.overflow;
   }
   return line.dump();
 }
 
 std::string EvaluationLine(int64_t step, const EvaluationResult& evaluation) {
-  return ToJson({{"step", static_cast<double>(step)},
-                 {"eval_accuracy", evaluation.accuracy},
-                 {"eval_greedy", evaluation.greedy},
-                 {"time_evaluate", absl::ToDoubleSeconds(evaluation.time)}})
-      .dump();
+  std::map<std::string, double> line{{"step", static_cast<double>(step)},
+                                     {"eval_accuracy", evaluation.accuracy},
+                                     {"eval_greedy", evaluation.greedy},
+                                     {"time_evaluate", absl::ToDoubleSeconds(evaluation.time)}};
+  if (evaluation.gap) {
+    line["eval_accuracy_learner"] = evaluation.gap->learner_accuracy;
+    line["eval_deployment_gap"] = evaluation.gap->abs_log_prob_diff;
+  }
+  return ToJson(line).dump();
 }
 
 void Export(const RunStart& start, LearnerMetrics* metrics) {

@@ -41,9 +41,9 @@ struct StepRecord {
 // By the names of metrics.jsonl (docs/run_folder.md). Durations in seconds.
 std::map<std::string, double> MetricsOf(const StepRecord& record);
 
-// One line of metrics.jsonl, without the newline: the metrics, the digest of the master, and the
-// name of the first parameter with a non-finite gradient when a step was skipped. JSON has no NaN
-// and no infinity: both are null.
+// One line of metrics.jsonl, without the newline: the metrics, the digests of gradient and master,
+// and, when a step was skipped, the first parameter with a non-finite gradient and where it began.
+// JSON has no NaN and no infinity: both are null.
 std::string MetricsLine(const StepRecord& record);
 // The line of an evaluation after `step`; 0: before the first.
 std::string EvaluationLine(int64_t step, const EvaluationResult& evaluation);

@@ -2,11 +2,13 @@
 #include "learner_server/training/train_step.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/base/digest.h"
 #include "common/base/error_reason.h"
 #include "common/base/status_macros.h"
 #include "kernels/check.h"
@@ -17,6 +19,11 @@ namespace halfstep {
 namespace {
 
 constexpr size_t kAlignment = 64;
+
+// Of the search for a first loss scale: how far it goes down after an overflow at once, and how
+// often it goes up.
+constexpr double kCalibrationBackoff = 256;
+constexpr int kCalibrationRaises = 3;
 
 size_t Aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -29,6 +36,32 @@ std::span<T> RowsOf(const PackedSequence& packed, T* values) {
 ConstTensor View(const std::vector<int32_t>& values) {
   return {values.data(), DType::kInt32, {static_cast<int64_t>(values.size())}};
 }
+
+// No step was taken yet.
+bool IsUnused(const LossScaler& scaler) {
+  return scaler.state().applied_steps == 0 && scaler.state().skipped_steps == 0;
+}
+
+// Passes that are made to look at their gradients: what they saturate is not counted again.
+class WatchedPass {
+ public:
+  WatchedPass(GradientRange* range, const ExecContext& ctx)
+      : range_(range), saturated_(ctx.saturated_stores) {
+    if (saturated_ != nullptr) counted_ = saturated_->load();
+    range_->Watch();
+  }
+  ~WatchedPass() {
+    range_->Ignore();
+    if (saturated_ != nullptr) saturated_->store(counted_);
+  }
+  WatchedPass(const WatchedPass&) = delete;
+  WatchedPass& operator=(const WatchedPass&) = delete;
+
+ private:
+  GradientRange* const range_;
+  std::atomic<int64_t>* const saturated_;
+  int64_t counted_ = 0;
+};
 
 bool FiniteIn(DType dtype, float value) {
   switch (dtype) {
@@ -57,7 +90,8 @@ TrainStep::TrainStep(const ExecContext& ctx, const TrainStepOptions& options, Tr
     : ctx_(ctx),
       options_(options),
       state_(state),
-      transformer_(state->weights.config()),
+      gradient_range_(state->weights.dtype(), state->weights.config().layers),
+      transformer_(state->weights.config(), &gradient_range_),
       gradients_(state->master.shared_layout()) {}
 
 absl::StatusOr<OptimizerStepReport> TrainStep::Run(std::span<const TrainSequence> sequences,
@@ -67,7 +101,6 @@ absl::StatusOr<OptimizerStepReport> TrainStep::Run(std::span<const TrainSequence
   report.loss_scale = state_->scaler.scale();
   if (sequences.empty()) return report;
   denominators_ = {.constant_length = options_.constant_length};
-  MeasureCorrection(sequences);
   // Sequences without advantage have no gradient in most algorithms, so their backward would only
   // add exact zeros; they are packed apart and run forward only.
   const bool all_train = TrainsOnZeroAdvantage(options_.algorithm);
@@ -82,24 +115,39 @@ absl::StatusOr<OptimizerStepReport> TrainStep::Run(std::span<const TrainSequence
   report.tokens = denominators_.tokens;
 
   const absl::Time start = absl::Now();
-  gradients_.SetZero(ctx_);
-  for (const Pass pass : {Pass::kForwardBackward, Pass::kForward}) {
-    const std::vector<MicroBatch> micro_batches =
-        PackMicroBatches(sequences, pass == Pass::kForward ? without_gradient : with_gradient,
-                         options_.micro_batch_tokens);
-    for (const MicroBatch& micro : micro_batches) {
-      if (stop != nullptr && stop()) {
-        return absl::CancelledError("asked to stop between two micro-batches");
-      }
-      HALFSTEP_RETURN_IF_ERROR(RunMicroBatch(sequences, micro, pass, mismatch, &report));
-    }
+  const std::vector<MicroBatch> backward =
+      PackMicroBatches(sequences, with_gradient, options_.micro_batch_tokens);
+  if (options_.calibrate_scale && IsUnused(state_->scaler) && !backward.empty()) {
+    HALFSTEP_RETURN_IF_ERROR(CalibrateScale(sequences, backward, stop));
+    report.loss_scale = state_->scaler.scale();
   }
+  MeasureCorrection(sequences);
+  gradients_.SetZero(ctx_);
+  HALFSTEP_RETURN_IF_ERROR(
+      RunMicroBatches(sequences, backward, Pass::kForwardBackward, mismatch, stop, &report));
+  HALFSTEP_RETURN_IF_ERROR(RunMicroBatches(
+      sequences, PackMicroBatches(sequences, without_gradient, options_.micro_batch_tokens),
+      Pass::kForward, mismatch, stop, &report));
   report.correction = correction_.Summarize();
   const absl::Time gradients_done = absl::Now();
   report.forward_backward_time = gradients_done - start;
-  HALFSTEP_RETURN_IF_ERROR(ApplyGradients(&report));
+  HALFSTEP_RETURN_IF_ERROR(UseGradients(sequences, backward, &report));
   report.optimizer_time = absl::Now() - gradients_done;
   return report;
+}
+
+absl::Status TrainStep::RunMicroBatches(std::span<const TrainSequence> sequences,
+                                        std::span<const MicroBatch> micro_batches, Pass pass,
+                                        MismatchStatistics* mismatch,
+                                        const std::function<bool()>& stop,
+                                        OptimizerStepReport* report) {
+  for (const MicroBatch& micro : micro_batches) {
+    if (stop != nullptr && stop()) {
+      return absl::CancelledError("asked to stop between two micro-batches");
+    }
+    HALFSTEP_RETURN_IF_ERROR(RunMicroBatch(sequences, micro, pass, mismatch, report));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status TrainStep::RunMicroBatch(std::span<const TrainSequence> sequences,
@@ -137,6 +185,7 @@ absl::Status TrainStep::RunMicroBatch(std::span<const TrainSequence> sequences,
     dlog_probs[row] *= state_->scaler.scale();
   }
   if (pass == Pass::kForward) return absl::OkStatus();
+  gradient_range_.AddLogits({dlog_probs, static_cast<size_t>(rows)}, options_.temperature);
   LmHeadLogProbBackward(ctx_, scores.dlog_probs, scores.hidden, weights.head(),
                         View(micro.batch.targets), options_.temperature, scores.lse, scores.dhidden,
                         gradients_.head());
@@ -186,17 +235,60 @@ absl::Status TrainStep::CheckFinite(const MicroBatch& micro,
   return absl::OkStatus();
 }
 
-absl::Status TrainStep::ApplyGradients(OptimizerStepReport* report) {
-  const ParameterBuffer& gradient = gradients_.Finish(ctx_);
-  const GradientStatistics statistics = ComputeGradientStatistics(ctx_, gradient.flat());
-  report->largest_scaled_gradient = statistics.largest;
-  const bool found_inf = statistics.non_finite > 0;
-  if (found_inf) {
-    report->skipped = true;
-    report->non_finite_parameter = FirstNonFinite(gradient);
-    return state_->scaler.Update(found_inf);
+absl::Status TrainStep::CalibrateScale(std::span<const TrainSequence> sequences,
+                                       std::span<const MicroBatch> micro_batches,
+                                       const std::function<bool()>& stop) {
+  const WatchedPass watched(&gradient_range_, ctx_);
+  for (int raises = 0;;) {
+    const double scale = state_->scaler.scale();
+    OptimizerStepReport discarded;
+    MeasureCorrection(sequences);
+    gradient_range_.Watch();
+    HALFSTEP_RETURN_IF_ERROR(RunMicroBatches(sequences, micro_batches, Pass::kForwardBackward,
+                                             nullptr, stop, &discarded));
+    double next = scale / kCalibrationBackoff;
+    if (gradient_range_.first_non_finite().empty()) {
+      if (gradient_range_.largest() == 0) return absl::OkStatus();
+      next = scale * FittingFactor(gradient_range_.largest());
+      // What was too small to be stored exactly at a low scale may be larger at a high one.
+      if (next > scale && ++raises > kCalibrationRaises) return absl::OkStatus();
+    }
+    state_->scaler.Calibrate(next);
+    if (state_->scaler.scale() == scale) return absl::OkStatus();
   }
-  const double norm = std::sqrt(statistics.squared_norm) * state_->scaler.inverse_scale();
+}
+
+absl::StatusOr<std::string> TrainStep::FindOverflow(std::span<const TrainSequence> sequences,
+                                                    std::span<const MicroBatch> micro_batches) {
+  const WatchedPass watched(&gradient_range_, ctx_);
+  OptimizerStepReport discarded;
+  for (const MicroBatch& micro : micro_batches) {
+    HALFSTEP_RETURN_IF_ERROR(
+        RunMicroBatch(sequences, micro, Pass::kForwardBackward, nullptr, &discarded));
+    if (!gradient_range_.first_non_finite().empty()) break;
+  }
+  return gradient_range_.first_non_finite();
+}
+
+absl::Status TrainStep::UseGradients(std::span<const TrainSequence> sequences,
+                                     std::span<const MicroBatch> micro_batches,
+                                     OptimizerStepReport* report) {
+  const ParameterBuffer& gradient = gradients_.Finish(ctx_);
+  const ConstTensor flat = gradient.flat();
+  report->gradient_digest =
+      DigestOf(flat.data(), static_cast<size_t>(flat.elements()) * sizeof(float)).Hex();
+  const GradientStatistics statistics = ComputeGradientStatistics(ctx_, flat);
+  report->largest_scaled_gradient = statistics.largest;
+  if (statistics.non_finite == 0) return ApplyGradients(gradient, statistics.squared_norm, report);
+  report->skipped = true;
+  report->non_finite_parameter = FirstNonFinite(gradient);
+  HALFSTEP_ASSIGN_OR_RETURN(report->overflow, FindOverflow(sequences, micro_batches));
+  return state_->scaler.Update(/*found_inf=*/true);
+}
+
+absl::Status TrainStep::ApplyGradients(const ParameterBuffer& gradient, double squared_norm,
+                                       OptimizerStepReport* report) {
+  const double norm = std::sqrt(squared_norm) * state_->scaler.inverse_scale();
   const double clip = options_.clip_norm;
   report->gradient_norm = norm;
   report->learning_rate = options_.schedule.At(state_->optimizer_steps);
@@ -205,7 +297,7 @@ absl::Status TrainStep::ApplyGradients(OptimizerStepReport* report) {
   state_->weights.Pack(ctx_);
   ++state_->optimizer_steps;
   report->applied = true;
-  return state_->scaler.Update(found_inf);
+  return state_->scaler.Update(/*found_inf=*/false);
 }
 
 void TrainStep::RunAdamW(const ParameterBuffer& gradient, float clip_factor, double learning_rate) {

@@ -3,8 +3,8 @@
 //
 // Micro-batches run forward, loss and scaled backward; then one pass looks for non-finite
 // gradients. If there are any, the loss scaler skips the step and no byte of weights, moments or
-// step count changes; otherwise gradients are unscaled by the exact reciprocal, clipped by their
-// global norm and given to AdamW.
+// step count changes, and one more backward finds where they began; otherwise gradients are
+// unscaled by the exact reciprocal, clipped by their global norm and given to AdamW.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +19,7 @@
 #include "learner_server/algorithm/mismatch.h"
 #include "learner_server/algorithm/presets.h"
 #include "learner_server/data/batcher.h"
+#include "learner_server/training/gradient_range.h"
 #include "learner_server/training/lr_schedule.h"
 #include "learner_server/training/train_state.h"
 
@@ -36,6 +37,10 @@ struct TrainStepOptions {
   float epsilon = 1e-15f;
   float weight_decay = 0;
   float clip_norm = 1;  // 0: off
+  // The first step of a run finds its loss scale: the largest power of two that keeps every stored
+  // gradient below the limit with headroom (gradient_range.h), by further passes from the scaler's
+  // initial one. A first step without any gradient leaves it as it is.
+  bool calibrate_scale = false;
 };
 
 // What one optimizer step did.
@@ -52,6 +57,10 @@ struct OptimizerStepReport {
   float loss_scale = 1;  // that this step was scaled by
   float largest_scaled_gradient = 0;
   std::string non_finite_parameter;  // the first one, when skipped
+  // Where that began: the first gradient of an activation, in the order of the backward, that its
+  // dtype could not hold (GradientRange::first_non_finite); empty where only sums overflowed.
+  std::string overflow;
+  std::string gradient_digest;  // XXH3-128 of the scaled FP32 gradient, in hexadecimal
   absl::Duration forward_backward_time;
   absl::Duration optimizer_time;
 };
@@ -76,14 +85,27 @@ class TrainStep {
   struct Scores;
   enum class Pass { kForward, kForwardBackward };
 
+  absl::Status RunMicroBatches(std::span<const TrainSequence> sequences,
+                               std::span<const MicroBatch> micro_batches, Pass pass,
+                               MismatchStatistics* mismatch, const std::function<bool()>& stop,
+                               OptimizerStepReport* report);
   absl::Status RunMicroBatch(std::span<const TrainSequence> sequences, const MicroBatch& micro,
                              Pass pass, MismatchStatistics* mismatch, OptimizerStepReport* report);
   // The correction's factor of each token of a sequence; empty where all are 1. Those by the
   // current policy are counted here, the others before the step began.
   std::span<const double> Correction(const TrainSequence& sequence, std::span<const float> current);
   void MeasureCorrection(std::span<const TrainSequence> sequences);
+  absl::Status CalibrateScale(std::span<const TrainSequence> sequences,
+                              std::span<const MicroBatch> micro_batches,
+                              const std::function<bool()>& stop);
+  // Runs the backward again at the scale that overflowed, up to the first micro-batch that does.
+  absl::StatusOr<std::string> FindOverflow(std::span<const TrainSequence> sequences,
+                                           std::span<const MicroBatch> micro_batches);
   absl::Status CheckFinite(const MicroBatch& micro, std::span<const float> log_probs) const;
-  absl::Status ApplyGradients(OptimizerStepReport* report);
+  absl::Status UseGradients(std::span<const TrainSequence> sequences,
+                            std::span<const MicroBatch> micro_batches, OptimizerStepReport* report);
+  absl::Status ApplyGradients(const ParameterBuffer& gradient, double squared_norm,
+                              OptimizerStepReport* report);
   void RunAdamW(const ParameterBuffer& gradient, float clip_factor, double learning_rate);
   std::string FirstNonFinite(const ParameterBuffer& gradient) const;
   // Views of `rows` rows; the memory grows to the largest seen.
@@ -92,6 +114,7 @@ class TrainStep {
   const ExecContext ctx_;
   const TrainStepOptions options_;
   TrainState* const state_;
+  GradientRange gradient_range_;
   Transformer transformer_;
   ModelGradients gradients_;
   TrainActivations activations_;

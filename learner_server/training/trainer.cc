@@ -12,6 +12,7 @@
 #include "common/base/status_macros.h"
 #include "common/metrics/learner_metrics.h"
 #include "halfstep/v1/training_job.pb.h"
+#include "learner_server/training/mismatch_diagnosis.h"
 #include "learner_server/training/rollout_source.h"
 #include "learner_server/training/score_responses.h"
 
@@ -116,6 +117,7 @@ absl::Status Trainer::RunStep(StepRecord* record) {
   record->score_time = batch.score_time;
   HALFSTEP_RETURN_IF_ERROR(FillOldLogProbs(&batch, record));
   HALFSTEP_RETURN_IF_ERROR(RunUpdates(&batch, record));
+  DiagnoseIfSuspect(batch, *record);
   AddToProgress(batch, *record);
   AppendSamples(record->step, batch.samples);
 
@@ -181,6 +183,7 @@ absl::Status Trainer::RunUpdates(TrainBatch* batch, StepRecord* record) {
     if (report.skipped) {
       LogWarning("optimizer step skipped: a scaled gradient is not finite",
                  {{"step", record->step},
+                  {"overflow", report.overflow},
                   {"parameter", report.non_finite_parameter},
                   {"loss_scale", report.loss_scale},
                   {"next_loss_scale", parts_.state->scaler.scale()}});
@@ -193,6 +196,24 @@ absl::Status Trainer::RunUpdates(TrainBatch* batch, StepRecord* record) {
   record->skipped_steps = parts_.state->scaler.state().skipped_steps;
   if (saturated != nullptr) record->saturated_stores = saturated->load() - saturated_before;
   return absl::OkStatus();
+}
+
+void Trainer::DiagnoseIfSuspect(const TrainBatch& batch, const StepRecord& record) {
+  if (record.mismatch.tokens_compared == 0 || !health_.IsMismatchJump(record.mismatch.abs_mean)) {
+    return;
+  }
+  const TrainStepOptions& options = parts_.settings->train_step;
+  MismatchSuspicion suspicion{.like = &parts_.state->weights, .current = published_.back()};
+  suspicion.older.assign(published_.begin(), published_.end() - 1);
+  if (released_ != nullptr) suspicion.older.push_back(released_);
+  suspicion.score.temperature = options.temperature;
+  suspicion.score.micro_batch_tokens = options.micro_batch_tokens;
+  suspicion.score.go_on = [this](int64_t) {
+    return parts_.control->request() == RunRequest::kNone;
+  };
+  const absl::StatusOr<std::vector<RolloutMismatch>> rollouts =
+      DiagnoseMismatch(parts_.ctx, suspicion, batch.updates.front());
+  diagnosis_ = rollouts.ok() ? DescribeMismatch(*rollouts) : rollouts.status().ToString();
 }
 
 void Trainer::NoteAssigned(int64_t step) {
@@ -243,8 +264,10 @@ absl::Status Trainer::PublishCurrent() {
   parts_.client->Publish(published_.back());
   parts_.metrics->policy_version.Set(static_cast<double>(progress.policy_version));
   const uint64_t needed = GeneratingVersion(progress, progress.step + 1, settings.lag);
-  std::erase_if(published_, [needed](const std::shared_ptr<const WeightSet>& weights) {
-    return weights->manifest().version < needed;
+  std::erase_if(published_, [&](const std::shared_ptr<const WeightSet>& weights) {
+    const bool released = weights->manifest().version < needed;
+    if (released) released_ = weights;
+    return released;
   });
   parts_.client->ReleaseWeightsBelow(needed);
   return absl::OkStatus();
@@ -260,9 +283,19 @@ bool Trainer::EvaluationIsDue() const {
 absl::Status Trainer::EvaluateIfDue() {
   if (!EvaluationIsDue()) return absl::OkStatus();
   RunProgress& progress = *parts_.progress;
-  HALFSTEP_ASSIGN_OR_RETURN(const EvaluationResult evaluation,
-                            Evaluate(*parts_.settings, parts_.max_positions, *parts_.eval_prompts,
-                                     {progress.step, progress.policy_version}, parts_.client));
+  const absl::Time start = absl::Now();
+  std::vector<Trajectory> sampled;
+  HALFSTEP_ASSIGN_OR_RETURN(
+      EvaluationResult evaluation,
+      Evaluate(*parts_.settings, parts_.max_positions, *parts_.eval_prompts,
+               {progress.step, progress.policy_version}, parts_.client, &sampled));
+  const DeploymentGapOptions options{
+      .temperature = parts_.settings->train_step.temperature,
+      .micro_batch_tokens = parts_.settings->train_step.micro_batch_tokens,
+      .go_on = [this] { return parts_.control->request() == RunRequest::kNone; }};
+  HALFSTEP_ASSIGN_OR_RETURN(
+      evaluation.gap, MeasureDeploymentGap(parts_.ctx, parts_.state->weights, sampled, options));
+  evaluation.time = absl::Now() - start;
   progress.evaluated_step = progress.step;
   checkpoint_step_ = -1;  // what there may be of this step does not know of the evaluation
   if (progress.step == 0) {
@@ -272,6 +305,8 @@ absl::Status Trainer::EvaluateIfDue() {
   if (progress.step == parts_.settings->steps) {
     progress.final_accuracy = evaluation.accuracy;
     progress.final_greedy = evaluation.greedy;
+    progress.final_accuracy_learner = evaluation.gap->learner_accuracy;
+    progress.deployment_gap = evaluation.gap->abs_log_prob_diff;
   }
   AppendMetrics(EvaluationLine(progress.step, evaluation));
   Export(evaluation, parts_.metrics);
@@ -331,8 +366,11 @@ void Trainer::Report(const StepRecord& record) {
 
 absl::Status Trainer::WatchHealth(const StepRecord& record) {
   const JobSettings& settings = *parts_.settings;
-  const std::vector<HealthEvent> events =
-      health_.Observe(HealthFiguresOf(record, settings.supervised));
+  std::vector<HealthEvent> events = health_.Observe(HealthFiguresOf(record, settings.supervised));
+  for (HealthEvent& event : events) {
+    if (event.alarm != HealthAlarm::kMismatchJump || !event.raised || diagnosis_.empty()) continue;
+    absl::StrAppend(&event.sentence, "; ", diagnosis_);
+  }
   ExportAlarms(health_, parts_.metrics);
   const HealthEvent* pauses = nullptr;
   const HealthEvent* fails = nullptr;

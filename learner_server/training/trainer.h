@@ -70,6 +70,9 @@ class Trainer {
   // Gives the sequences the log-probs of the policy in force, where the algorithm reads them: those
   // of the behaviour policy where they are the same bits, else by one more forward.
   absl::Status FillOldLogProbs(TrainBatch* batch, StepRecord* record);
+  // Where the batch's mismatch is about to raise the alarm: who disagrees and why. What it finds is
+  // told with the alarm.
+  void DiagnoseIfSuspect(const TrainBatch& batch, const StepRecord& record);
   // The master as the version in force.
   absl::Status PublishCurrent();
   // Evaluates after the step that was finished last, if that is due and was not done.
@@ -100,7 +103,9 @@ class Trainer {
   TrainStep train_step_;
   HealthMonitor health_;
   bool alarm_pauses_ = false;
+  std::string diagnosis_;  // of the mismatch that was last suspected
   std::vector<std::shared_ptr<const WeightSet>> published_;  // older ones, then the current one
+  std::shared_ptr<const WeightSet> released_;  // the newest that no batch needs any more
   int64_t checkpoint_step_ = -1;
   std::string checkpoint_;
   bool metrics_failed_ = false;  // said once

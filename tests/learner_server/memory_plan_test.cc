@@ -60,7 +60,7 @@ TEST_F(MemoryPlanTest, RecomputationSavesActivationsAndLagCostsPublishedWeights)
   EXPECT_LT(PlanMemory(settings_, inputs_).activations, kept.activations / 2);
   settings_.supervised = false;
   const size_t without_lag = PlanMemory(settings_, inputs_).published;
-  settings_.lag = 2;
+  settings_.lag = 3;
   EXPECT_EQ(PlanMemory(settings_, inputs_).published, 2 * without_lag);
 }
 

@@ -117,6 +117,9 @@ TEST_F(TrainingJobRunnerTest, LearnsWithoutAnyMismatch) {
   EXPECT_LT(summary.base_accuracy(), 0.6);
   EXPECT_GT(summary.final_accuracy(), 0.9);
   EXPECT_EQ(summary.final_greedy(), 1);
+  // One engine on both sides: the very same policy.
+  EXPECT_EQ(summary.final_accuracy_learner(), summary.final_accuracy());
+  EXPECT_EQ(summary.deployment_gap(), 0);
   EXPECT_EQ(summary.samples_by_rollout().at("local"), 30 * 32);
   EXPECT_GT(summary.train_seconds(), 0);
 
@@ -414,6 +417,8 @@ TEST_F(TrainingJobRunnerTest, SkippedStepsAreConsumedAndPublishNothing) {
   EXPECT_EQ(lines[0]["updates_applied"], 0);
   EXPECT_EQ(lines[0]["policy_version"], 0);
   EXPECT_TRUE(lines[0].contains("non_finite_parameter"));
+  EXPECT_EQ(lines[0]["overflow"], "logits");
+  EXPECT_FALSE(lines[11].contains("overflow"));
   EXPECT_EQ(lines[11]["policy_version"], 12 - summary.skipped_steps());
   // Batches after a skipped one still compare: the version did not move.
   EXPECT_EQ(summary.tokens_compared(), summary.tokens_trained());

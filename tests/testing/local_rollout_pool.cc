@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/testing/local_rollout_pool.h"
 
-#include <cstring>
+#include <algorithm>
 #include <utility>
 
 #include "common/model/model_config.h"
 #include "kernels/check.h"
+#include "kernels/ops/elementwise.h"
 #include "kernels/workspace.h"
 
 namespace halfstep {
@@ -25,7 +26,7 @@ void LocalRolloutPool::BeginJob(const RolloutJob& job, SampleSink* sink) {
   sink_ = sink;
   EngineOptions options;
   options.config = config;
-  options.dtype = job.precision;
+  options.dtype = dtype_.value_or(job.precision);
   options.profile = job.profile;
   options.max_sequence_tokens = job.max_sequence_tokens;
   options.max_sequences = job.max_sequences;
@@ -106,7 +107,10 @@ void LocalRolloutPool::Pump() {
     }
   }
   if (weights != nullptr) {
-    engine_->SetWeights(Load(*weights), weights->manifest().version, [](const absl::Status&) {});
+    const bool stale = stale_ && loaded_before_ != nullptr;
+    engine_->SetWeights(Load(stale ? *loaded_before_ : *weights), weights->manifest().version,
+                        [](const absl::Status&) {});
+    loaded_before_ = weights;
   }
   for (const GroupAssignment& assignment : ready) Submit(assignment);
 }
@@ -115,7 +119,10 @@ void LocalRolloutPool::Submit(const GroupAssignment& assignment) {
   auto left = std::make_shared<uint32_t>(assignment.samples);
   GroupCallbacks callbacks;
   callbacks.on_sample = [this, assignment, left](Sample sample) {
-    sink_->OnSample(assignment, "local", std::move(sample));
+    if (rotate_log_probs_ && !sample.log_probs.empty()) {
+      std::rotate(sample.log_probs.begin(), sample.log_probs.begin() + 1, sample.log_probs.end());
+    }
+    sink_->OnSample(assignment, rollout_id_, std::move(sample));
     if (--*left == 0) OnGroupDone();
   };
   callbacks.on_failure = [this, assignment](const absl::Status& why) {
@@ -138,22 +145,21 @@ std::shared_ptr<const ModelWeights> LocalRolloutPool::Load(const WeightSet& weig
   const EngineOptions& options = engine_->options();
   auto loaded =
       std::make_shared<ModelWeights>(options.config, layout_, options.dtype, rope_positions_);
+  Workspace workspace;
+  ExecContext ctx;
+  ctx.workspace = &workspace;
   const uint8_t* from = weights.bytes().data();
   int parameter = 0;
   for (const TensorManifest& tensor : weights.manifest().tensors) {
     const Tensor to = tensor.name == kRopeTableName ? loaded->rope_table()
                                                     : loaded->parameters().view(parameter++);
-    HALFSTEP_CHECK_EQ(to.bytes(), tensor.bytes);
-    std::memcpy(to.data(), from, tensor.bytes);
+    Cast(ctx, ConstTensor(from, tensor.dtype, to.shape()), Overflow::kInfinity, to);
     from += tensor.bytes;
   }
   if (flip_a_bit_) {
     HALFSTEP_CHECK_EQ(SizeOf(options.dtype), sizeof(uint16_t));
     *static_cast<uint16_t*>(loaded->parameters().view(layout_->final_norm()).data()) ^= 1;
   }
-  Workspace workspace;
-  ExecContext ctx;
-  ctx.workspace = &workspace;
   loaded->Pack(ctx);
   return loaded;
 }

@@ -6,6 +6,8 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/synchronization/mutex.h"
@@ -20,6 +22,13 @@ class LocalRolloutPool final : public RolloutPool {
   // One bit of every set that is loaded gets flipped, and no digest is looked at: the lowest of the
   // first 16-bit weight of the final norm.
   void FlipABitOfTheWeights() { flip_a_bit_ = true; }
+  // What it says it serves is what it served before.
+  void ServeStaleWeights() { stale_ = true; }
+  // Whatever the job says.
+  void ComputeIn(DType dtype) { dtype_ = dtype; }
+  // Each log-prob is given to the token before, the first to the last.
+  void RotateLogProbs() { rotate_log_probs_ = true; }
+  void SetRolloutId(const std::string& rollout_id) { rollout_id_ = rollout_id; }
 
   void BeginJob(const RolloutJob& job, SampleSink* sink) override;
   void EndJob() override;
@@ -47,6 +56,11 @@ class LocalRolloutPool final : public RolloutPool {
   std::shared_ptr<const ParameterLayout> layout_;
   int64_t rope_positions_ = 0;
   bool flip_a_bit_ = false;
+  bool stale_ = false;
+  bool rotate_log_probs_ = false;
+  std::optional<DType> dtype_;
+  std::string rollout_id_ = "local";
+  std::shared_ptr<const WeightSet> loaded_before_;  // with stale_; of the pump
   int64_t jobs_begun_ ABSL_GUARDED_BY(mutex_) = 0;
   std::map<uint64_t, std::shared_ptr<const WeightSet>> published_ ABSL_GUARDED_BY(mutex_);
   std::deque<GroupAssignment> queue_ ABSL_GUARDED_BY(mutex_);
