@@ -3,17 +3,21 @@
 """Runs the CPU benchmarks of a built preset and prints docs/benchmarks/cpu.md.
 
     tests/bench/cpu_report.py [build/release/bin] > docs/benchmarks/cpu.md
+    tests/bench/cpu_report.py build/release/bin --only profiles      # that section alone
 
-Takes about ten minutes; the machine should do nothing else. Every share stands beside the limit that
+Takes about fifteen minutes; the machine should do nothing else. Every share stands beside the limit that
 bursts in the same run reached. The command of each table stands above it.
 """
 
+import argparse
 import json
 import pathlib
 import platform
 import re
+import shutil
+import statistics
 import subprocess
-import sys
+import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -131,8 +135,140 @@ def wire(bin_directory):
     )
 
 
+JOB = """\
+objective: rl
+model: {model}
+output_dir: {output}
+steps: {steps}
+profile: {profile}
+data: {{train: {train}}}
+reward: {reward}
+algorithm: {{preset: {preset}}}
+sampling: {{max_new_tokens: {tokens}}}
+batch: {{prompts: {prompts}, samples: {samples}}}
+optimizer: {{learning_rate: 0.00001}}
+checkpoint: {{every_steps: 0}}
+"""
+
+# A first step that makes random weights from a folder without any.
+START = """\
+objective: sft
+model: start
+output_dir: made
+steps: 1
+data: {train: rows.jsonl}
+batch: {prompts: 1}
+optimizer: {learning_rate: 0.000001}
+"""
+
+M_CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 8192, "hidden_size": 512,
+    "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 8, "num_key_value_heads": 4,
+    "head_dim": 64, "hidden_act": "silu", "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0, "tie_word_embeddings": False, "initializer_range": 0.02, "eos_token_id": 0,
+}  # fmt: skip
+
+
+def halfstep(directory, root, job, name):
+    """Trains the job, and gives the lines of its metrics after the first step."""
+    (root / f"{name}.yaml").write_text(job)
+    command = [directory / "halfstep", "train", root / f"{name}.yaml", "--root", root]
+    command += ["--rollouts", "1", "--format", "json"]
+    if "objective: sft" in job:
+        command[command.index("1")] = "0"
+    subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+    output = re.search(r"output_dir: (\S+)", job)[1]
+    lines = [json.loads(line) for line in (root / output / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line.get("step", 0) > 1 and "time_total" in line]
+
+
+def make_m(directory, root):
+    """A folder of the M model with random weights, and rows whose reward is a coin's: whether the first
+    token of a response is an even one."""
+    demo = json.loads((ROOT / "deploy/examples/demo/model/tokenizer.json").read_text())
+    known = len(demo["model"]["vocab"]) + len(demo["added_tokens"])
+    for token in range(known, M_CONFIG["vocab_size"]):
+        demo["model"]["vocab"][f"x{token}"] = token
+    (root / "start").mkdir()
+    (root / "start/tokenizer.json").write_text(json.dumps(demo))
+    (root / "start/config.json").write_text(json.dumps(M_CONFIG))
+    row = {"prompt": "12+34=", "answer": "x", "response": "46"}
+    (root / "rows.jsonl").write_text("".join(json.dumps(row | {"prompt": f"{i}+1="}) + "\n" for i in range(64)))
+    halfstep(directory, root, START, "start")
+
+
+def profiles(directory):
+    """Whole steps of the same job in both profiles, in turn, so that what the machine does meanwhile
+    falls on both."""
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="halfstep_bench_") as folder:
+        root = pathlib.Path(folder)
+        shutil.copytree(ROOT / "deploy/examples/demo", root / "demo")
+        make_m(directory, root)
+        demo = {"model": "demo/model", "train": "demo/train.jsonl", "reward": "{type: numeric}",
+                "tokens": 48, "prompts": 32, "samples": 8, "steps": 9}  # fmt: skip
+        m = {"model": "made/model", "train": "rows.jsonl", "tokens": 64, "prompts": 8, "samples": 4,
+             "reward": "{type: regex, pattern: '^(x)[0-9]*[02468](?=x|$)'}", "steps": 4}  # fmt: skip
+        for name, preset, values in (
+            ("demo", "dr_grpo", demo),
+            ("demo", "grpo_token_tis", demo),
+            ("M", "dr_grpo", m),
+            ("M", "grpo_token_tis", m),
+        ):
+            steps = {"fast": [], "bitwise": []}
+            for turn in range(3):
+                for profile in steps:
+                    output = f"{name}_{preset}_{profile}_{turn}"
+                    job = JOB.format(preset=preset, profile=profile, output=output, **values)
+                    steps[profile] += halfstep(directory, root, job, output)
+            per_token = {
+                profile: {
+                    key: 1e6 * sum(line[key] for line in lines) / sum(line["tokens"] for line in lines)
+                    for key in ("time_total", "time_wait", "time_rescore", "time_forward_backward")
+                }
+                for profile, lines in steps.items()
+            }
+            ratio = per_token["bitwise"]["time_total"] / per_token["fast"]["time_total"]
+            for profile, figures in per_token.items():
+                rows.append(
+                    (
+                        name,
+                        preset,
+                        profile,
+                        f"{figures['time_total']:.0f}",
+                        f"{figures['time_wait']:.0f}",
+                        f"{figures['time_rescore']:.0f}",
+                        f"{figures['time_forward_backward']:.0f}",
+                        f"{statistics.median(line['tokens_rescored'] for line in steps[profile]):.0f}",
+                        f"{ratio:.3f}" if profile == "bitwise" else "1",
+                    )
+                )
+    head = ("model", "preset", "profile", "step", "waiting for samples", "rescoring", "forward and backward",
+            "tokens rescored", "of fast")  # fmt: skip
+    costs = [
+        (row["name"].split("/")[1], f"{1e6 / row['items_per_second']:.3f}")
+        for row in run(directory / "mismatch_bench", "BM_Mismatch")
+    ]
+    return (
+        "Whole steps of jobs with one rollout server on this machine, microseconds per trained token, mean of the "
+        "steps after the first of three runs each, in turn. `grpo_token_tis` needs the log-probs of pi_old: "
+        "`fast` takes a second forward for them, `bitwise` has them already.\n\n"
+        + table(head, rows)
+        + "\n\n`mismatch_bench`: all mismatch metrics of a batch, microseconds per token\n\n"
+        + table(("tokens of a response", "us per token"), costs)
+        + "\n"
+    )
+
+
 def main():
-    directory = ROOT / (sys.argv[1] if len(sys.argv) > 1 else "build/release/bin")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("bin", nargs="?", default="build/release/bin")
+    parser.add_argument("--only", choices=["profiles"])
+    options = parser.parse_args()
+    directory = ROOT / options.bin
+    if options.only:
+        print(profiles(directory))
+        return
     peaks = run(directory / "linear_bench", "linear/forward/fp16/out:1536/in:512/tokens:512/")
     limits = ", ".join(
         f"{row['fma_peak']:.0f} GFLOP/s and {row['bandwidth']:.0f} GB/s on "
@@ -156,6 +292,8 @@ Hidden 512, 12 layers, 8 heads, 4 KV heads, FFN 1536, vocabulary 8192: 42 millio
 {model(directory, "(decode|prefill|train).*/M/threads")}
 ## The demo's model
 {model(directory, "(decode|train).*/demo/threads")}
+## The two profiles
+{profiles(directory)}
 ## The wire
 {wire(directory)}"""
     )

@@ -3,6 +3,7 @@
 // weights) that bursts in the same run reached: decoding and prefill through the paged cache, and a
 // training step. Everything but the limits is a median over the iterations.
 //
+// decode is of the `bitwise` profile, decode_fast of the rollout's own engine in `fast`.
 // "M" is the model of docs/benchmarks (46 M parameters, untied), "demo" one of the demo's size. A
 // decoding step includes the LM head and sampling; a training step includes log-probs, both
 // backwards, AdamW and packing the weights.
@@ -191,10 +192,12 @@ struct InferCase {
   ModelConfig config;
   int64_t sequences, queries, context;
   int threads;
+  Profile profile = Profile::kBitwise;
 };
 
 void BM_Infer(benchmark::State& state, InferCase c) {
   Fixture f(c.config, c.threads);
+  f.ctx.profile = c.profile;
   const StepBatch step = MakeStep(f, c.sequences, c.queries, c.context);
   KvCache cache(f.config, kDType, c.sequences * step.max_blocks);
   FillCache(f, &cache);
@@ -304,6 +307,9 @@ void Register() {
       for (const int64_t batch : {1, 8, 32, 64, 128}) {
         add("decode/batch:" + std::to_string(batch) + "/context:" + (demo ? "32" : "128"), BM_Infer,
             InferCase{config, batch, 1, demo ? 32 : 128, threads}, demo ? 100 : 20);
+        add("decode_fast/batch:" + std::to_string(batch) + "/context:" + (demo ? "32" : "128"),
+            BM_Infer, InferCase{config, batch, 1, demo ? 32 : 128, threads, Profile::kFast},
+            demo ? 100 : 20);
       }
       const int64_t prompt = demo ? 12 : 128;
       add("prefill/8x" + std::to_string(prompt), BM_Infer,
