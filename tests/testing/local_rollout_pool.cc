@@ -122,6 +122,9 @@ void LocalRolloutPool::Submit(const GroupAssignment& assignment) {
     if (rotate_log_probs_ && !sample.log_probs.empty()) {
       std::rotate(sample.log_probs.begin(), sample.log_probs.begin() + 1, sample.log_probs.end());
     }
+    if (assignment.version >= shift_from_) {
+      for (float& log_prob : sample.log_probs) log_prob += shift_;
+    }
     sink_->OnSample(assignment, rollout_id_, std::move(sample));
     if (--*left == 0) OnGroupDone();
   };

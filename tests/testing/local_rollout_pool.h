@@ -28,6 +28,11 @@ class LocalRolloutPool final : public RolloutPool {
   void ComputeIn(DType dtype) { dtype_ = dtype; }
   // Each log-prob is given to the token before, the first to the last.
   void RotateLogProbs() { rotate_log_probs_ = true; }
+  // From a version on every log-prob is off by so much.
+  void ShiftLogProbs(float by, uint64_t from_version) {
+    shift_ = by;
+    shift_from_ = from_version;
+  }
   void SetRolloutId(const std::string& rollout_id) { rollout_id_ = rollout_id; }
 
   void BeginJob(const RolloutJob& job, SampleSink* sink) override;
@@ -58,6 +63,8 @@ class LocalRolloutPool final : public RolloutPool {
   bool flip_a_bit_ = false;
   bool stale_ = false;
   bool rotate_log_probs_ = false;
+  float shift_ = 0;
+  uint64_t shift_from_ = 0;
   std::optional<DType> dtype_;
   std::string rollout_id_ = "local";
   std::shared_ptr<const WeightSet> loaded_before_;  // with stale_; of the pump
