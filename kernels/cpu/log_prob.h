@@ -4,6 +4,7 @@
 
 #include "kernels/exec_context.h"
 #include "kernels/ops/linear.h"
+#include "kernels/ops/log_prob.h"
 #include "kernels/tensor.h"
 
 namespace halfstep::cpu {
@@ -13,6 +14,7 @@ void LmHeadLogProb(const ExecContext& ctx, ConstTensor hidden, const LinearWeigh
                    Tensor lse);
 void LmHeadLogProbBackward(const ExecContext& ctx, ConstTensor dlog_probs, ConstTensor hidden,
                            const LinearWeight& head, ConstTensor targets, float temperature,
-                           ConstTensor lse, Tensor dhidden, Tensor dhead);
+                           ConstTensor lse, Tensor dhidden, Tensor dhead,
+                           const EntropyTerm& entropy_term);
 
 }  // namespace halfstep::cpu

@@ -39,16 +39,22 @@ void LmHeadLogProb(const ExecContext& ctx, ConstTensor hidden, const LinearWeigh
 
 void LmHeadLogProbBackward(const ExecContext& ctx, ConstTensor dlog_probs, ConstTensor hidden,
                            const LinearWeight& head, ConstTensor targets, float temperature,
-                           ConstTensor lse, Tensor dhidden, Tensor dhead) {
+                           ConstTensor lse, Tensor dhidden, Tensor dhead,
+                           const EntropyTerm& entropy_term) {
   CheckHead(hidden, head, targets, temperature);
   CheckRows(dlog_probs, DType::kFloat32, hidden.dim(0));
   CheckRows(lse, DType::kFloat32, hidden.dim(0));
+  HALFSTEP_CHECK_EQ(entropy_term.weights.empty(), entropy_term.entropy.empty());
+  if (!entropy_term.weights.empty()) {
+    CheckRows(entropy_term.weights, DType::kFloat32, hidden.dim(0));
+    CheckRows(entropy_term.entropy, DType::kFloat32, hidden.dim(0));
+  }
   HALFSTEP_CHECK_EQ(dhidden.shape(), hidden.shape());
   HALFSTEP_CHECK(dhidden.dtype() == hidden.dtype());
   HALFSTEP_CHECK_EQ(dhead.shape(), head.weight.shape());
   HALFSTEP_CHECK(dhead.dtype() == DType::kFloat32);
   HALFSTEP_DISPATCH(ctx, LmHeadLogProbBackward, dlog_probs, hidden, head, targets, temperature, lse,
-                    dhidden, dhead);
+                    dhidden, dhead, entropy_term);
 }
 
 }  // namespace halfstep

@@ -20,12 +20,22 @@ void LmHeadLogProb(const ExecContext& ctx, ConstTensor hidden, const LinearWeigh
                    ConstTensor targets, float temperature, Tensor log_probs, Tensor entropy,
                    Tensor lse);
 
+// The part of a loss that goes through the entropy H of each row: weights[r] * -H[r], such as an
+// entropy bonus. Both FP32 [rows], or both empty: there is none.
+struct EntropyTerm {
+  ConstTensor weights = {};  // with the loss scale
+  ConstTensor entropy = {};  // nats, of LmHeadLogProb
+};
+
 // dlogits[r, j] = dlog_probs[r] * (1[j = target] - p[r, j]) / temperature, rounded to the dtype of
 // `hidden` after the multiplication (dlog_probs carries the loss scale).
+// With an entropy term, weights[r] * p[r, j] * (log p[r, j] + H[r]) / temperature is added before
+// that rounding; a row of weight 0 has the bits of a row without it.
 // dlog_probs: FP32 [rows]; dhidden: [rows, hidden], overwritten; dhead: FP32 [vocab, hidden],
 // accumulates in ascending row order.
 void LmHeadLogProbBackward(const ExecContext& ctx, ConstTensor dlog_probs, ConstTensor hidden,
                            const LinearWeight& head, ConstTensor targets, float temperature,
-                           ConstTensor lse, Tensor dhidden, Tensor dhead);
+                           ConstTensor lse, Tensor dhidden, Tensor dhead,
+                           const EntropyTerm& entropy_term = {});
 
 }  // namespace halfstep

@@ -115,8 +115,8 @@ std::string CorrectionFormula(const Algorithm& algorithm) {
   }
 }
 
-std::string Formula(Aggregation aggregation) {
-  switch (aggregation) {
+std::string AggregationFormula(const Algorithm& algorithm) {
+  switch (algorithm.aggregation) {
     case Aggregation::kTokenMean:
       return "L = sum of w l / tokens";
     case Aggregation::kSequenceMeanTokenMean:
@@ -124,7 +124,9 @@ std::string Formula(Aggregation aggregation) {
     case Aggregation::kSequenceMeanTokenSum:
       return "L = mean over responses of sum of w l";
     case Aggregation::kSequenceMeanTokenSumNorm:
-      return "L = mean over responses of (sum of w l / N), N = max_new_tokens unless given";
+      return absl::StrCat("L = mean over responses of (sum of w l / N), N = ",
+                          algorithm.constant_length == 0 ? "max_new_tokens unless given"
+                                                         : absl::StrCat(algorithm.constant_length));
   }
   return "?";
 }
@@ -172,7 +174,7 @@ std::vector<std::string> Explain(const Algorithm& algorithm) {
       absl::StrCat("correction     ", Name(algorithm.correction.kind), ": ",
                    CorrectionFormula(algorithm)),
       absl::StrCat("aggregation    ", Name(algorithm.aggregation), ": ",
-                   Formula(algorithm.aggregation)),
+                   AggregationFormula(algorithm)),
       absl::StrCat("regularizers   ", Formula(algorithm.regularizers)),
   };
 }

@@ -2,6 +2,7 @@
 // Named algorithms. A preset is a row of choices and nothing more.
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <string>
 
@@ -37,6 +38,8 @@ struct Algorithm {
   Aggregation aggregation = Aggregation::kTokenMean;
   CorrectionOptions correction = {};
   OldLogProbs old_log_probs = OldLogProbs::kBehaviour;
+  // N of sequence_mean_token_sum_norm; 0: max_new_tokens of the job.
+  int64_t constant_length = 0;
   RegularizerOptions regularizers = {};
 };
 

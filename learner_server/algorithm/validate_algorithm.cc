@@ -28,11 +28,18 @@ absl::Status CheckAdvantage(const Algorithm& algorithm, const AlgorithmInputs& i
                                inputs.samples_per_prompt,
                                ": take 2 samples or more per prompt, or advantage batch_whiten"));
   }
-  if (algorithm.regularizers.zero_variance == ZeroVarianceGroups::kResample &&
+  if (algorithm.regularizers.zero_variance != ZeroVarianceGroups::kKeep &&
       inputs.samples_per_prompt < 2) {
     return Refuse("GROUP_TOO_SMALL",
-                  "resampling of groups without variance never ends with 1 sample per prompt: take "
-                  "2 or more, or zero_variance keep");
+                  absl::StrCat("zero_variance ", Name(algorithm.regularizers.zero_variance),
+                               " leaves nothing of groups of 1 sample, whose scores are all equal: "
+                               "take 2 samples or more per prompt, or zero_variance keep"));
+  }
+  if (algorithm.regularizers.zero_variance == ZeroVarianceGroups::kResample && inputs.runs_ahead) {
+    return Refuse("RESAMPLING_RUNS_AHEAD",
+                  "zero_variance resample decides by the scores of a batch which prompts the next "
+                  "one begins with, so generation cannot run ahead: take lag 0, or zero_variance "
+                  "drop");
   }
   if (algorithm.advantage == AdvantageKind::kGreedyBaseline && !inputs.greedy_response) {
     return Refuse("GREEDY_RESPONSE_MISSING",

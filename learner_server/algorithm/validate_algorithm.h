@@ -16,10 +16,12 @@ struct AlgorithmInputs {
   bool greedy_response = false;      // and a greedy response to every prompt
   bool reference_log_probs = false;  // a reference policy scores every response
   bool behaviour_is_old = false;     // mu = pi_old bit for bit: profile bitwise at lag 0
+  bool runs_ahead = false;           // later batches are generated before this one is complete
 };
 
 // OK, or INVALID_ARGUMENT naming the choice and the way out, with one of the reasons
 //   GROUP_TOO_SMALL                an advantage or resampling that compares within a group of one
+//   RESAMPLING_RUNS_AHEAD          resampling, where later batches have their prompts already
 //   GREEDY_RESPONSE_MISSING        greedy_baseline without greedy responses
 //   BEHAVIOUR_LOG_PROBS_MISSING    a correction, or a ratio over mu, without log mu
 //   RATIO_COUNTED_TWICE            a correction beside a ratio over mu, unless mu = pi_old

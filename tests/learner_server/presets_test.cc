@@ -157,6 +157,13 @@ TEST(ExplainTest, SaysWhatDapoAdds) {
                     HasSubstr("groups of equal scores: resample")));
 }
 
+TEST(ExplainTest, SaysTheConstantThatIsGiven) {
+  Algorithm algorithm = *FindAlgorithmPreset("dr_grpo");
+  EXPECT_THAT(Explained(algorithm), HasSubstr("N = max_new_tokens unless given"));
+  algorithm.constant_length = 512;
+  EXPECT_THAT(Explained(algorithm), HasSubstr("N = 512"));
+}
+
 TEST(ExplainTest, SaysWhatKlDoes) {
   Algorithm algorithm;
   algorithm.regularizers.kl = {KlEstimator::kK1, KlPlace::kLoss, 0.05};

@@ -57,6 +57,13 @@ const Refusal kRefusals[] = {
        algorithm->regularizers.zero_variance = ZeroVarianceGroups::kResample;
        inputs->samples_per_prompt = 1;
      }},
+    {"GROUP_TOO_SMALL", "zero_variance drop", "reinforce_pp",
+     [](Algorithm* algorithm, AlgorithmInputs* inputs) {
+       algorithm->regularizers.zero_variance = ZeroVarianceGroups::kDrop;
+       inputs->samples_per_prompt = 1;
+     }},
+    {"RESAMPLING_RUNS_AHEAD", "lag 0", "dapo",
+     [](Algorithm*, AlgorithmInputs* inputs) { inputs->runs_ahead = true; }},
     {"GREEDY_RESPONSE_MISSING", "greedy_baseline", "reinforce",
      [](Algorithm* algorithm, AlgorithmInputs*) {
        algorithm->advantage = AdvantageKind::kGreedyBaseline;
