@@ -39,6 +39,8 @@ void AddCheckCommand(CLI::App& app, CommandContext& context);
 void AddGenerateCommand(CLI::App& app, CommandContext& context);
 // eval
 void AddEvalCommand(CLI::App& app, CommandContext& context);
+// dataset sanity
+void AddDatasetCommand(CLI::App& app, CommandContext& context);
 // mismatch
 void AddMismatchCommand(CLI::App& app, CommandContext& context);
 // report

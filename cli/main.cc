@@ -41,6 +41,7 @@ int main(int argc, char** argv) {
   halfstep::AddCheckCommand(app, context);
   halfstep::AddGenerateCommand(app, context);
   halfstep::AddEvalCommand(app, context);
+  halfstep::AddDatasetCommand(app, context);
   halfstep::AddMismatchCommand(app, context);
   halfstep::AddReportCommand(app, context);
   halfstep::AddDiffCommand(app, context);

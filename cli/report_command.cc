@@ -9,8 +9,10 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "cli/commands.h"
+#include "cli/report/curve_file.h"
 #include "cli/report/report_page.h"
 #include "common/base/error_reason.h"
 #include "common/base/file.h"
@@ -23,7 +25,20 @@ struct ReportArguments {
   std::vector<std::string> runs;
   std::string output;
   bool force = false;
+  std::string curves;  // folder
+  std::vector<std::string> metrics = {"reward_mean"};
+  CurveFileOptions curve;  // but the metric and its scale
 };
+
+// Of what is positive and spread over powers of ten.
+AxisScale ScaleOf(const std::string& metric) {
+  const bool logarithmic =
+      metric == "grad_norm" ||
+      (absl::StartsWith(metric, "mismatch_") &&
+       (absl::StrContains(metric, "_k2") || absl::StrContains(metric, "_k3") ||
+        absl::StrContains(metric, "_abs") || absl::StrContains(metric, "_kl")));
+  return logarithmic ? AxisScale::kLog10 : AxisScale::kLinear;
+}
 
 // A page may be made again; anything else that lies there is somebody's.
 absl::Status CheckOutput(const ReportArguments& arguments) {
@@ -41,6 +56,29 @@ absl::Status CheckOutput(const ReportArguments& arguments) {
                             "replace it"));
 }
 
+// DIR/METRIC.svg for each metric.
+absl::Status WriteCurves(const ReportArguments& arguments, const std::vector<ReportRun>& runs) {
+  std::error_code error;
+  std::filesystem::create_directories(arguments.curves, error);
+  if (error) return FileError(error.value(), "make --curves", arguments.curves);
+  std::vector<RunRecord> records;
+  for (const ReportRun& run : runs) records.push_back(run.record);
+  CurveFileOptions options = arguments.curve;
+  for (const std::string& metric : arguments.metrics) {
+    options.metric = metric;
+    options.scale = ScaleOf(metric);
+    const std::string svg = CurveFileSvg(records, options);
+    if (svg.empty()) {
+      return Error(absl::StatusCode::kInvalidArgument, "NO_SUCH_METRIC",
+                   absl::StrCat("--metric ", metric, ": none of the runs has a value for it; ",
+                                "docs/run_folder.md lists what metrics.jsonl may hold"));
+    }
+    HALFSTEP_RETURN_IF_ERROR(
+        WriteFileAtomic(absl::StrCat(arguments.curves, "/", metric, ".svg"), svg));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Report(ReportArguments arguments, CommandContext& context) {
   if (arguments.output.empty()) arguments.output = arguments.runs.front() + "/report.html";
   std::vector<ReportRun> runs;
@@ -51,6 +89,7 @@ absl::Status Report(ReportArguments arguments, CommandContext& context) {
     runs.push_back(std::move(run));
   }
   HALFSTEP_RETURN_IF_ERROR(CheckOutput(arguments));
+  if (!arguments.curves.empty()) HALFSTEP_RETURN_IF_ERROR(WriteCurves(arguments, runs));
   HALFSTEP_RETURN_IF_ERROR(WriteFileAtomic(arguments.output, ReportPage(runs)));
   if (context.format == OutputFormat::kJson) {
     context.out << nlohmann::ordered_json{{"report", arguments.output}, {"runs", arguments.runs}}
@@ -71,6 +110,23 @@ void AddReportCommand(CLI::App& app, CommandContext& context) {
   report->add_option("-o,--output", arguments->output,
                      "File to write (default: report.html in the first run folder)");
   report->add_flag("--force", arguments->force, "Replace a file that is no report");
+  CLI::Option* curves = report->add_option("--curves", arguments->curves,
+                                           "Also write curves as METRIC.svg into this folder");
+  report
+      ->add_option("--metric", arguments->metrics,
+                   "Of those curves: a key of metrics.jsonl; may be repeated")
+      ->needs(curves)
+      ->capture_default_str();
+  report
+      ->add_option("--points", arguments->curve.points,
+                   "Of each at most: means of equally many neighbouring steps")
+      ->needs(curves)
+      ->check(CLI::Range(1, 10000))
+      ->capture_default_str();
+  report
+      ->add_flag("--merge-seeds", arguments->curve.merge_seeds,
+                 "One of them for jobs that differ by the seed alone: mean, least and largest")
+      ->needs(curves);
   AddFormatOption(*report, context);
   report->callback([arguments, &context] { context.Finish(Report(*arguments, context)); });
 }

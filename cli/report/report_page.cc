@@ -26,12 +26,8 @@ constexpr size_t kMaxNameBytes = 28;
 constexpr size_t kMaxResponseBytes = 2000;
 
 constexpr char kStyle[] =
-    R"(:root{color-scheme:light dark;--paper:#fff;--ink:#1c2024;
---soft:#5d666f;--faint:#dfe3e7;--mark:#fff3cd;--c0:#2066a8;--c1:#c8472b;--c2:#2a8a57;--c3:#8a5bb5;
---c4:#b8860b;--c5:#138a9c;--c6:#b5407f;--c7:#6b6f76}
-@media (prefers-color-scheme:dark){:root{--paper:#15181b;--ink:#e4e7ea;--soft:#9aa4ad;
---faint:#31373d;--mark:#4a3f1c;--c0:#69a8e6;--c1:#f0846b;--c2:#62c08f;--c3:#b996e0;--c4:#e0b64a;
---c5:#52c3d4;--c6:#e583b6;--c7:#a5abb3}}body{margin:0 auto;padding:12px;max-width:1500px;
+    R"(:root{color-scheme:light dark;--paper:#fff;--soft:#5d666f;--mark:#fff3cd}
+@media (prefers-color-scheme:dark){:root{--paper:#15181b;--soft:#9aa4ad;--mark:#4a3f1c}}body{margin:0 auto;padding:12px;max-width:1500px;
 background:var(--paper);color:var(--ink);font:15px/1.45 system-ui,sans-serif}h1{font-size:22px;
 margin:8px 0}h2{font-size:18px;margin:24px 0 8px}p{color:var(--soft);margin:4px 0;max-width:75ch}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,380px),1fr));gap:18px}
@@ -152,7 +148,7 @@ class PageWriter {
                      kMarker,
                      "\n<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n"
                      "<link rel=\"icon\" href=\"data:,\">\n<title>",
-                     title, "</title>\n<style>\n", kStyle, ChartStyle(),
+                     title, "</title>\n<style>\n", ChartColours(), kStyle, ChartStyle(),
                      "</style>\n</head>\n<body>\n<h1>", title, "</h1>\n"));
   }
 

@@ -191,6 +191,23 @@ std::string ChartStyle() {
   return css;
 }
 
+std::string ChartColours() {
+  return ":root{--ink:#1c2024;--faint:#dfe3e7;--c0:#2066a8;--c1:#c8472b;--c2:#2a8a57;--c3:#8a5bb5;"
+         "\n"
+         "--c4:#b8860b;--c5:#138a9c;--c6:#b5407f;--c7:#6b6f76}\n"
+         "@media (prefers-color-scheme:dark){:root{--ink:#e4e7ea;--faint:#31373d;--c0:#69a8e6;\n"
+         "--c1:#f0846b;--c2:#62c08f;--c3:#b996e0;--c4:#e0b64a;--c5:#52c3d4;--c6:#e583b6;\n"
+         "--c7:#a5abb3}}\n";
+}
+
+std::string StandaloneSvg(const std::string& chart) {
+  const size_t attributes = std::string("<svg").size();
+  const size_t content = chart.find('\n') + 1;
+  return absl::StrCat("<svg xmlns=\"http://www.w3.org/2000/svg\"",
+                      chart.substr(attributes, content - attributes), "<style>\n", ChartColours(),
+                      ChartStyle(), "</style>\n", chart.substr(content));
+}
+
 std::string LineChartSvg(const LineChart& chart) {
   std::optional<Range> steps, all, positive;
   int64_t unplaced = 0, without_value = 0;

@@ -15,8 +15,15 @@ namespace halfstep {
 // Colours repeat after these.
 inline constexpr size_t kChartColours = 8;
 
-// CSS for every chart of a page: the variables --ink, --faint and --c0 to --c7 are the page's.
+// CSS for every chart of a page: the variables --ink, --faint and --c0 to --c7 are the page's, such
+// as those of ChartColours.
 std::string ChartStyle();
+
+// CSS that defines these variables, for a light and a dark background.
+std::string ChartColours();
+
+// A chart as a file of its own: with its namespace, colours and style.
+std::string StandaloneSvg(const std::string& chart);
 
 enum class LineStyle { kSolid, kDashed, kDotted };
 

@@ -272,6 +272,38 @@ TEST_F(ReportTest, WhatIsNoRunIsNamedWithTheWayOut) {
   EXPECT_EQ(ReasonOf(ReadRun(dir_ / "nowhere").status()), "RUN_NOT_FOUND");
 }
 
+TEST_F(ReportTest, CurvesAreFilesOfTheirOwn) {
+  for (const char* name : {"a-s1", "a-s2", "b-s1"}) {
+    v1::TrainingJobSpec spec = WrittenRun::Spec();
+    spec.set_output_dir(name);
+    spec.set_seed(name[3] == '2' ? 2 : 1);
+    if (name[0] == 'b') spec.set_steps(5);
+    const WrittenRun run(dir_ / name, spec);
+    const double reward = name[3] == '2' ? 0.75 : 0.25;
+    for (int64_t step = 1; step <= 4; ++step) run.Metrics(WrittenRun::Step(step, reward));
+  }
+  Page("a-s1 a-s2 b-s1 --curves svg --metric reward_mean --metric grad_norm", "a-s1/report.html");
+  std::string svg = Slurp(dir_ / "svg/reward_mean.svg");
+  EXPECT_TRUE(
+      svg.starts_with("<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\" viewBox="));
+  EXPECT_EQ(Count(svg, "<polyline"), 3u);
+  EXPECT_THAT(svg, HasSubstr("--c7:"));
+  EXPECT_EQ(Count(Slurp(dir_ / "svg/grad_norm.svg"), "<polyline"), 3u);
+
+  Page("a-s1 a-s2 b-s1 --curves svg --merge-seeds --points 2", "a-s1/report.html");
+  svg = Slurp(dir_ / "svg/reward_mean.svg");
+  EXPECT_THAT(svg, HasSubstr(">a</text>"));
+  EXPECT_THAT(svg, HasSubstr(">b-s1</text>"));
+  EXPECT_EQ(Count(svg, "<polyline"), 2u);
+  // A band from 0.25 to 0.75 around 0.5, of two points; the other run has none.
+  EXPECT_EQ(Count(svg, "<polygon class=\"b0\""), 1u);
+  EXPECT_EQ(Count(svg, "<polygon class=\"b1\""), 0u);
+
+  const Result result = Run("halfstep report a-s1 --curves svg --metric taste");
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_THAT(result.err, HasSubstr("--metric taste: none of the runs has a value for it"));
+}
+
 TEST_F(ReportTest, ReplacesAReportAndNothingElse) {
   const WrittenRun run(dir_ / "run");
   Page("run", "run/report.html");
