@@ -41,6 +41,8 @@ void AddGenerateCommand(CLI::App& app, CommandContext& context);
 void AddEvalCommand(CLI::App& app, CommandContext& context);
 // mismatch
 void AddMismatchCommand(CLI::App& app, CommandContext& context);
+// gradient-bias
+void AddGradientBiasCommand(CLI::App& app, CommandContext& context);
 // report
 void AddReportCommand(CLI::App& app, CommandContext& context);
 // diff

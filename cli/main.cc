@@ -42,6 +42,7 @@ int main(int argc, char** argv) {
   halfstep::AddGenerateCommand(app, context);
   halfstep::AddEvalCommand(app, context);
   halfstep::AddMismatchCommand(app, context);
+  halfstep::AddGradientBiasCommand(app, context);
   halfstep::AddReportCommand(app, context);
   halfstep::AddDiffCommand(app, context);
   try {
