@@ -43,6 +43,8 @@ void AddEvalCommand(CLI::App& app, CommandContext& context);
 void AddDatasetCommand(CLI::App& app, CommandContext& context);
 // mismatch
 void AddMismatchCommand(CLI::App& app, CommandContext& context);
+// gradient-bias
+void AddGradientBiasCommand(CLI::App& app, CommandContext& context);
 // report
 void AddReportCommand(CLI::App& app, CommandContext& context);
 // diff

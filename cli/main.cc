@@ -43,6 +43,7 @@ int main(int argc, char** argv) {
   halfstep::AddEvalCommand(app, context);
   halfstep::AddDatasetCommand(app, context);
   halfstep::AddMismatchCommand(app, context);
+  halfstep::AddGradientBiasCommand(app, context);
   halfstep::AddReportCommand(app, context);
   halfstep::AddDiffCommand(app, context);
   try {

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // mismatch: how far the learner's engine is from the one that sampled, in the user's own model.
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <filesystem>
 #include <map>
@@ -11,13 +9,11 @@
 #include <string>
 #include <utility>
 
-#include "absl/time/clock.h"
 #include "cli/commands.h"
 #include "cli/mismatch_report.h"
 #include "cli/mismatch_study.h"
-#include "cli/progress_bar.h"
+#include "cli/stage_progress.h"
 #include "common/base/file.h"
-#include "common/base/shutdown_signal.h"
 #include "common/base/status_macros.h"
 #include "learner_server/data/external_samples.h"
 
@@ -70,34 +66,10 @@ absl::StatusOr<GenerateOrder> OrderOf(const MismatchArguments& arguments) {
   return order;
 }
 
-// A bar on a terminal, a line for each stage elsewhere.
-class StageProgress {
- public:
-  StageProgress(CommandContext* context, bool terminal)
-      : context_(*context), terminal_(terminal), bar_(&context->err, terminal) {}
-
-  // Whether to go on.
-  bool Tell(const std::string& stage, int64_t done, int64_t total) {
-    std::optional<absl::Duration> left;
-    if (done > 0) left = (absl::Now() - start_) * static_cast<double>(total - done) / done;
-    bar_.Draw(done, total, left);
-    if (!terminal_ && stage != stage_) context_.err << stage << std::endl;
-    stage_ = stage;
-    return !context_.signal->requested();
-  }
-
- private:
-  CommandContext& context_;
-  const bool terminal_;
-  ProgressBar bar_;
-  const absl::Time start_ = absl::Now();
-  std::string stage_;
-};
-
 absl::StatusOr<std::vector<SampledSet>> Study(const MismatchArguments& arguments,
                                               CommandContext& context) {
   HALFSTEP_ASSIGN_OR_RETURN(const LocalModel model, OpenLocalModel(arguments.model));
-  StageProgress progress(&context, isatty(STDERR_FILENO) == 1);
+  StageProgress progress(&context);
   MismatchStudyOptions options;
   options.cells = CellsOf(arguments);
   options.profile = arguments.profile;
