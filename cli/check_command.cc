@@ -10,6 +10,7 @@
 #include "cli/commands.h"
 #include "cli/learner_client.h"
 #include "cli/range_report.h"
+#include "common/base/error_reason.h"
 #include "common/base/status_macros.h"
 #include "common/config/enum_names.h"
 #include "common/config/load_spec.h"
@@ -17,6 +18,7 @@
 #include "common/config/spec_text.h"
 #include "common/rpc/flags.h"
 #include "learner_server/algorithm/explain.h"
+#include "learner_server/training/job_algorithm.h"
 #include "learner_server/training/job_settings.h"
 #include "learner_server/training/training_job_runner.h"
 
@@ -141,6 +143,9 @@ absl::Status Check(const CheckArguments& arguments, CommandContext& context) {
   result.checked = {"job file"};
   v1::TrainingJobSpec resolved = spec;
   ResolveSpec("check", &resolved);
+  const absl::StatusOr<Algorithm> algorithm = ResolveAlgorithm(resolved);
+  if (!algorithm.ok()) return WithContext(algorithm.status(), arguments.file);
+  if (arguments.explain) result.explanation = Explain(*algorithm);
   if (!arguments.root.empty()) {
     HALFSTEP_ASSIGN_OR_RETURN(result.report, CheckHere(resolved, arguments.root));
     result.checked.push_back(absl::StrCat("model, tokenizer and data below ", arguments.root));
@@ -150,7 +155,6 @@ absl::Status Check(const CheckArguments& arguments, CommandContext& context) {
     result.checked.push_back(
         absl::StrCat("the learner at ", arguments.learner.target, " would take it"));
   }
-  if (arguments.explain) result.explanation = Explain(AlgorithmOf(resolved));
   if (spec.output_dir().empty()) resolved.clear_output_dir();
   PrintPlan(resolved, result, context);
   return absl::OkStatus();

@@ -189,44 +189,12 @@ void Validator::CheckReward() {
   }
 }
 
-// To [1 - low, 1 + high], of a token or of a response.
-bool ClipsRatio(v1::AlgorithmPreset preset) {
-  switch (preset) {
-    case v1::ALGORITHM_PRESET_GRPO:
-    case v1::ALGORITHM_PRESET_DR_GRPO:
-    case v1::ALGORITHM_PRESET_GRPO_TOKEN_TIS:
-    case v1::ALGORITHM_PRESET_GRPO_SEQ_MIS:
-    case v1::ALGORITHM_PRESET_GSPO:
-    case v1::ALGORITHM_PRESET_REINFORCE_PP:
-    case v1::ALGORITHM_PRESET_ICEPOP:
-    case v1::ALGORITHM_PRESET_DECOUPLED_PPO:
-      return true;
-    default:
-      return false;
-  }
-}
-
+// Whether the choices fit each other is known only where the algorithms are.
 void Validator::CheckAlgorithm() {
-  const v1::AlgorithmSpec& algorithm = spec_.algorithm();
-  if (algorithm.clip().empty()) return;
-  if (!ClipsRatio(algorithm.preset())) {
+  const int numbers = spec_.algorithm().clip_size();
+  if (numbers != 0 && numbers != 2) {
     Add("algorithm.clip",
-        absl::StrCat(
-            "is given, but preset ", YamlName(algorithm.preset()),
-            " clips no ratio to [1 - low, 1 + high]; remove it, or take a preset that does, "
-            "such as grpo or dr_grpo"));
-    return;
-  }
-  if (algorithm.clip_size() != 2) {
-    Add("algorithm.clip", absl::StrCat("has ", algorithm.clip_size(),
-                                       " numbers; it is [low, high], such as [0.2, 0.28]"));
-    return;
-  }
-  const double low = algorithm.clip(0);
-  const double high = algorithm.clip(1);
-  if (!(low >= 0 && low < 1 && high >= 0 && std::isfinite(high))) {
-    Add("algorithm.clip", absl::StrCat("is [", low, ", ", high,
-                                       "]; low lies within [0, 1) and high is not negative"));
+        absl::StrCat("has ", numbers, " numbers; it is [low, high], such as [0.2, 0.28]"));
   }
 }
 
@@ -263,12 +231,7 @@ void Validator::CheckBatch() {
   const v1::BatchSpec& batch = spec_.batch();
   const bool prompts_valid =
       RequiredRange("batch.prompts", batch.has_prompts(), batch.prompts(), kMaxPrompts);
-  if (is_rl_ && RequiredRange("batch.samples", batch.has_samples(), batch.samples(), kMaxSamples) &&
-      batch.samples() == 1) {
-    Add("batch.samples",
-        absl::StrCat("is 1, but preset ", YamlName(spec_.algorithm().preset()),
-                     " compares the samples of a prompt with each other; give 2 or more"));
-  }
+  if (is_rl_) RequiredRange("batch.samples", batch.has_samples(), batch.samples(), kMaxSamples);
   if (is_rl_ && Range("batch.updates", batch.updates(), 1, kMaxPrompts) && prompts_valid &&
       batch.prompts() % batch.updates() != 0) {
     Add("batch.updates", absl::StrCat("is ", batch.updates(),

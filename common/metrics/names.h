@@ -46,6 +46,7 @@ inline constexpr const char* kDropReasons[] = {"malformed",
                                                "not_assigned",
                                                "cancelled",
                                                "unscored",
+                                               "zero_variance",
                                                "group_lost",
                                                "abandoned",
                                                "other"};

@@ -17,6 +17,7 @@ struct TrainSequence {
   int64_t prompt_tokens = 0;     // at least 1
   std::vector<float> behaviour;  // log mu of each response token; empty for supervised data
   std::vector<float> old;        // log pi_old of the same; empty where the algorithm reads none
+  std::vector<float> reference;  // of the reference policy; likewise
   double advantage = 0;
   std::string rollout_id;  // who generated it; empty for supervised data
 

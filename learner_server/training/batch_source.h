@@ -29,6 +29,7 @@ struct BatchStatistics {
   double reward_std = 0;
   int64_t groups = 0;
   int64_t zero_std_groups = 0;  // all scores equal
+  int64_t groups_dropped = 0;   // left out, or replaced by further prompts, because they are
 };
 
 struct TrainBatch {
@@ -37,8 +38,9 @@ struct TrainBatch {
   BatchStatistics statistics;
   // Every response in canonical order, where the job saves its samples.
   std::vector<SampleRecord> samples;
-  absl::Duration wait_time;   // for samples
-  absl::Duration score_time;  // for scores, once all samples were there
+  absl::Duration wait_time;       // for samples
+  absl::Duration score_time;      // for scores, once all samples were there
+  absl::Duration reference_time;  // for the log-probs of the reference policy
 };
 
 // One trainer thread.

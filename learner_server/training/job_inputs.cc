@@ -9,6 +9,7 @@
 #include "common/base/file.h"
 #include "common/base/status_macros.h"
 #include "common/tokenizer/tokenizer.h"
+#include "learner_server/training/reference_policy.h"
 
 namespace halfstep {
 namespace {
@@ -63,6 +64,20 @@ absl::Status LoadModel(const JobSettings& settings, JobInputs* inputs) {
   return absl::OkStatus();
 }
 
+absl::Status LoadReference(const JobSettings& settings, JobInputs* inputs) {
+  HALFSTEP_ASSIGN_OR_RETURN(HuggingFaceModel reference,
+                            OpenHuggingFaceModel(settings.reference_directory, settings.root));
+  if (!reference.has_weights) {
+    return Error(absl::StatusCode::kInvalidArgument, "MODEL_WITHOUT_WEIGHTS",
+                 absl::StrCat("algorithm.reference ", settings.reference_directory,
+                              " has no safetensors; name the folder of a trained model"));
+  }
+  HALFSTEP_RETURN_IF_ERROR(CheckReference(reference, inputs->model));
+  HALFSTEP_RETURN_IF_ERROR(CheckHuggingFaceWeights(reference));
+  inputs->reference = std::move(reference);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<PromptDataset> LoadPrompts(const JobSettings& settings, const std::string& path,
                                           const JobInputs& inputs) {
   const ModelConfig& config = inputs.model.config;
@@ -100,6 +115,9 @@ int64_t LongestSequence(const JobSettings& settings, const JobInputs& inputs) {
 absl::StatusOr<JobInputs> LoadJobInputs(const JobSettings& settings) {
   JobInputs inputs;
   HALFSTEP_RETURN_IF_ERROR(LoadModel(settings, &inputs));
+  if (!settings.reference_directory.empty()) {
+    HALFSTEP_RETURN_IF_ERROR(LoadReference(settings, &inputs));
+  }
   HALFSTEP_ASSIGN_OR_RETURN(inputs.train, LoadPrompts(settings, settings.train_path, inputs));
   if (!settings.supervised && !settings.eval_path.empty()) {
     HALFSTEP_ASSIGN_OR_RETURN(inputs.eval, LoadPrompts(settings, settings.eval_path, inputs));

@@ -19,7 +19,8 @@ class Tokenizer;
 
 struct JobInputs {
   HuggingFaceModel model;
-  std::vector<ModelFile> files;  // of the model folder, as rollouts need them
+  std::optional<HuggingFaceModel> reference;  // where the algorithm has a reference policy
+  std::vector<ModelFile> files;               // of the model folder, as rollouts need them
   std::shared_ptr<const Tokenizer> tokenizer;
   std::optional<PromptDataset> train;  // always there in what LoadJobInputs returns
   std::optional<PromptDataset> eval;   // where the job has held-out prompts

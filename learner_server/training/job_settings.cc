@@ -5,7 +5,7 @@
 #include "common/base/status_macros.h"
 #include "common/config/enum_names.h"
 #include "halfstep/v1/training_job.pb.h"
-#include "kernels/check.h"
+#include "learner_server/training/job_algorithm.h"
 
 namespace halfstep {
 namespace {
@@ -72,10 +72,10 @@ absl::StatusOr<LossScaleOptions> LossScaleOf(const v1::TrainingJobSpec& spec, DT
   return options;
 }
 
-TrainStepOptions TrainStepOptionsOf(const v1::TrainingJobSpec& spec) {
+absl::StatusOr<TrainStepOptions> TrainStepOptionsOf(const v1::TrainingJobSpec& spec) {
   const v1::OptimizerSpec& optimizer = spec.optimizer();
   TrainStepOptions options;
-  options.algorithm = AlgorithmOf(spec);
+  HALFSTEP_ASSIGN_OR_RETURN(options.algorithm, ResolveAlgorithm(spec));
   options.schedule = ScheduleOf(spec);
   options.micro_batch_tokens = spec.batch().micro_batch_tokens();
   options.beta1 = static_cast<float>(optimizer.adam(0));
@@ -84,7 +84,8 @@ TrainStepOptions TrainStepOptionsOf(const v1::TrainingJobSpec& spec) {
   options.weight_decay = static_cast<float>(optimizer.weight_decay());
   options.clip_norm = static_cast<float>(optimizer.clip_norm());
   if (spec.objective() != v1::OBJECTIVE_SFT) {
-    options.constant_length = spec.sampling().max_new_tokens();
+    const int64_t constant = options.algorithm.constant_length;
+    options.constant_length = constant > 0 ? constant : spec.sampling().max_new_tokens();
     options.temperature = static_cast<float>(spec.sampling().temperature());
   }
   return options;
@@ -115,18 +116,6 @@ absl::Status ResolvePaths(const v1::TrainingJobSpec& spec, const std::string& ro
 
 }  // namespace
 
-Algorithm AlgorithmOf(const v1::TrainingJobSpec& spec) {
-  if (spec.objective() == v1::OBJECTIVE_SFT) return SupervisedAlgorithm();
-  const Algorithm* preset = FindAlgorithmPreset(YamlName(spec.algorithm().preset()));
-  HALFSTEP_CHECK(preset != nullptr);
-  Algorithm algorithm = *preset;
-  if (spec.algorithm().clip_size() == 2) {
-    algorithm.loss.clip_low = spec.algorithm().clip(0);
-    algorithm.loss.clip_high = spec.algorithm().clip(1);
-  }
-  return algorithm;
-}
-
 absl::StatusOr<JobSettings> MakeJobSettings(const v1::TrainingJobSpec& spec,
                                             const std::string& root) {
   JobSettings settings;
@@ -151,9 +140,14 @@ absl::StatusOr<JobSettings> MakeJobSettings(const v1::TrainingJobSpec& spec,
   settings.sampling.temperature = static_cast<float>(spec.sampling().temperature());
   settings.sampling.max_new_tokens = static_cast<int32_t>(spec.sampling().max_new_tokens());
   settings.sampling.stop_strings = {spec.sampling().stop().begin(), spec.sampling().stop().end()};
-  settings.train_step = TrainStepOptionsOf(spec);
+  HALFSTEP_ASSIGN_OR_RETURN(settings.train_step, TrainStepOptionsOf(spec));
   settings.train_step.calibrate_scale =
       spec.loss_scale().calibrate() && settings.learner_dtype == DType::kFloat16;
+  if (settings.train_step.algorithm.regularizers.kl.coefficient > 0) {
+    const std::string& named = spec.algorithm().reference();
+    HALFSTEP_ASSIGN_OR_RETURN(settings.reference_directory,
+                              ResolveUnder(root, named.empty() ? spec.model() : named));
+  }
   HALFSTEP_ASSIGN_OR_RETURN(settings.loss_scale, LossScaleOf(spec, settings.learner_dtype));
   settings.evaluate_every = spec.evaluation().every_steps();
   settings.evaluation_samples = spec.evaluation().samples();

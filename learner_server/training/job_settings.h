@@ -29,6 +29,7 @@ struct JobSettings {
   // Absolute, below the root; eval_path may be empty.
   std::string model_directory;
   std::string output_directory;
+  std::string reference_directory;  // empty: the algorithm has no reference policy
   std::string train_path;
   std::string eval_path;
   std::string prompt_column;
@@ -59,11 +60,9 @@ struct JobSettings {
   std::map<std::string, AlarmAction> alarm_actions;  // by the alarm's name; every one of the job's
 };
 
-// The row of choices that a resolved and valid job names, with its overrides.
-Algorithm AlgorithmOf(const v1::TrainingJobSpec& spec);
-
 // `spec` is resolved (common/config/resolve_spec.h) and valid; its paths are opened below `root`.
-// Fails for paths that leave the root and for loss scales that no scaler can work with.
+// Fails for paths that leave the root, for loss scales that no scaler can work with, and for
+// algorithms as ResolveAlgorithm does.
 absl::StatusOr<JobSettings> MakeJobSettings(const v1::TrainingJobSpec& spec,
                                             const std::string& root);
 

@@ -46,6 +46,7 @@ MemoryPlan PlanMemory(const JobSettings& settings, const JobInputs& inputs) {
   plan.gradients = ModelGradients::Bytes(layout);
   plan.weights =
       ModelWeights::Bytes(config, layout, settings.learner_dtype, inputs.max_sequence_tokens);
+  if (inputs.reference) plan.reference = plan.weights;  // the same shapes
   if (!settings.supervised) {
     // One for each version that a batch in flight may name, the last one that none does, and the
     // next while it is made.
@@ -67,6 +68,9 @@ absl::Status CheckMemory(const MemoryPlan& plan, size_t free_bytes) {
           ShowBytes(free_bytes), " are free: ", ShowBytes(plan.optimizer),
           " for master weights and moments, ", ShowBytes(plan.gradients), " for gradients, ",
           ShowBytes(plan.weights), " for weights in the learner's precision, ",
+          plan.reference == 0
+              ? ""
+              : absl::StrCat(ShowBytes(plan.reference), " for those of the reference policy, "),
           ShowBytes(plan.published), " for published weights, ", ShowBytes(plan.activations),
           " for micro-batches of ", plan.micro_batch_tokens, " tokens; ",
           model_fits ? "lower batch.micro_batch_tokens, start the learner with --recompute layer, "

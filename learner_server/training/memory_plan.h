@@ -16,11 +16,14 @@ struct MemoryPlan {
   size_t optimizer = 0;  // FP32 master weights and both moments
   size_t gradients = 0;
   size_t weights = 0;      // in the learner's precision, plain and packed
+  size_t reference = 0;    // the reference policy's weights, likewise
   size_t published = 0;    // sets of weights that rollouts may still fetch
   size_t activations = 0;  // of the largest micro-batch, with the backward's temporaries
   int64_t micro_batch_tokens = 0;
 
-  size_t total() const { return optimizer + gradients + weights + published + activations; }
+  size_t total() const {
+    return optimizer + gradients + weights + reference + published + activations;
+  }
 };
 
 // Exact for what lives as long as the job; for a micro-batch the most that can occur, its

@@ -8,10 +8,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/base/error_reason.h"
 #include "common/base/status_macros.h"
 #include "kernels/check.h"
 #include "learner_server/data/permutation.h"
+#include "learner_server/training/dynamic_sampling.h"
 
 namespace halfstep {
 namespace {
@@ -33,6 +35,11 @@ void PermuteScores(const JobSettings& settings, int64_t step, Scores* scores) {
   for (size_t i = 0; i < scored.size(); ++i) (*scores)[scored[i]] = original[scored[order[i]]];
 }
 
+std::span<const std::optional<double>> GroupOf(const Scores& scores, size_t group,
+                                               size_t group_size) {
+  return std::span(scores).subspan(group * group_size, group_size);
+}
+
 void MeasureScores(const Scores& scores, int64_t group_size, BatchStatistics* statistics) {
   double sum = 0, squares = 0;
   int64_t scored = 0;
@@ -48,15 +55,8 @@ void MeasureScores(const Scores& scores, int64_t group_size, BatchStatistics* st
   if (scored > 0) statistics->reward_std = std::sqrt(squares / static_cast<double>(scored));
   statistics->groups = static_cast<int64_t>(scores.size()) / group_size;
   for (int64_t group = 0; group < statistics->groups; ++group) {
-    std::optional<double> first;
-    bool all_equal = true;
-    for (int64_t i = 0; i < group_size; ++i) {
-      const std::optional<double>& score = scores[group * group_size + i];
-      if (!score) continue;
-      if (!first) first = score;
-      all_equal = all_equal && *score == *first;
-    }
-    statistics->zero_std_groups += all_equal;
+    statistics->zero_std_groups += HasZeroVariance(
+        GroupOf(scores, static_cast<size_t>(group), static_cast<size_t>(group_size)));
   }
 }
 
@@ -75,14 +75,13 @@ void Count(const Trajectory& trajectory, BatchStatistics* statistics) {
   }
 }
 
-TrainSequence MakeSequence(Trajectory trajectory, double advantage) {
+TrainSequence MakeSequence(Trajectory trajectory) {
   TrainSequence sequence;
   sequence.prompt_tokens = static_cast<int64_t>(trajectory.prompt.size());
   sequence.tokens = std::move(trajectory.prompt);
   sequence.tokens.insert(sequence.tokens.end(), trajectory.sample.tokens.begin(),
                          trajectory.sample.tokens.end());
   sequence.behaviour = std::move(trajectory.sample.log_probs);
-  sequence.advantage = advantage;
   sequence.rollout_id = std::move(trajectory.rollout_id);
   return sequence;
 }
@@ -99,6 +98,102 @@ absl::Status CheckOutcomes(const BatchStatistics& statistics) {
   return Error(absl::StatusCode::kFailedPrecondition, "REWARDS_MISSING",
                absl::StrCat("most responses of the batch have no score (", outcomes,
                             "); check the answers of the data and the reward's settings"));
+}
+
+// The groups that enter the loss.
+std::vector<bool> KeptGroups(const JobSettings& settings,
+                             std::span<const Trajectory> trajectories) {
+  if (settings.train_step.algorithm.regularizers.zero_variance == ZeroVarianceGroups::kKeep) {
+    return std::vector<bool>(trajectories.size() / static_cast<size_t>(settings.samples), true);
+  }
+  return MixedGroups(trajectories, settings.samples);
+}
+
+// Scores of all responses, and which groups enter the loss.
+struct ScoredBatch {
+  size_t group_size = 1;
+  Scores scores = {};
+  std::vector<bool> kept = {};
+};
+
+void CountDropped(const ScoredBatch& scored_batch, BatchStatistics* statistics) {
+  for (size_t group = 0; group < scored_batch.kept.size(); ++group) {
+    if (scored_batch.kept[group]) continue;
+    const auto of_group = GroupOf(scored_batch.scores, group, scored_batch.group_size);
+    const auto scored = std::count_if(of_group.begin(), of_group.end(),
+                                      [](const auto& score) { return score.has_value(); });
+    ++statistics->groups_dropped;
+    statistics->samples_trained -= scored;
+    if (scored > 0) statistics->samples_dropped["zero_variance"] += scored;
+  }
+}
+
+// Which update a group belongs to. Those that are replaced leave no gap.
+std::vector<size_t> UpdatesOf(const JobSettings& settings, const std::vector<bool>& kept) {
+  const bool replaced =
+      settings.train_step.algorithm.regularizers.zero_variance == ZeroVarianceGroups::kResample;
+  const auto places = static_cast<size_t>(replaced ? std::count(kept.begin(), kept.end(), true)
+                                                   : static_cast<int64_t>(kept.size()));
+  const size_t per_update = std::max<size_t>(1, places / static_cast<size_t>(settings.updates));
+  std::vector<size_t> updates;
+  size_t place = 0;
+  for (const bool is_kept : kept) {
+    updates.push_back(place / per_update);
+    place += is_kept || !replaced;
+  }
+  return updates;
+}
+
+// A sequence of the batch, and where it is from.
+struct Placed {
+  size_t at = 0;  // among the batch's trajectories
+  TrainSequence* sequence = nullptr;
+};
+
+// Takes the penalties from the scores and gives each sequence its advantage.
+void SetAdvantages(const JobSettings& settings, std::span<const Trajectory> greedy_responses,
+                   std::span<const Placed> placed, ScoredBatch* scored_batch) {
+  const Algorithm& algorithm = settings.train_step.algorithm;
+  const RegularizerOptions& regularizers = algorithm.regularizers;
+  const KlOptions& kl = regularizers.kl;
+  for (const Placed& one : placed) {
+    double& score = *scored_batch->scores[one.at];
+    score += OverlongPenalty(regularizers.overlong, one.sequence->response_tokens());
+    if (kl.coefficient > 0 && kl.place == KlPlace::kReward) {
+      score -= KlPenalty(kl, one.sequence->behaviour, one.sequence->reference);
+    }
+  }
+  const size_t group_size = scored_batch->group_size;
+  const std::vector<bool>& kept = scored_batch->kept;
+  std::vector<ScoredGroup> scored_groups;
+  std::vector<size_t> first(kept.size());  // of a group, among the advantages
+  for (size_t group = 0; group < kept.size(); ++group) {
+    if (!kept[group]) continue;
+    first[group] = scored_groups.size() * group_size;
+    ScoredGroup& scored = scored_groups.emplace_back();
+    scored.scores = GroupOf(scored_batch->scores, group, group_size);
+    if (greedy_responses.empty()) continue;
+    const Trajectory& greedy = greedy_responses[group];
+    scored.greedy_score = ScoreOf(greedy);
+    if (!scored.greedy_score) continue;
+    *scored.greedy_score +=
+        OverlongPenalty(regularizers.overlong, static_cast<int64_t>(greedy.sample.tokens.size()));
+  }
+  const std::vector<double> advantages = BatchAdvantages(algorithm.advantage, scored_groups);
+  for (const Placed& one : placed) {
+    one.sequence->advantage = advantages[first[one.at / group_size] + one.at % group_size];
+  }
+}
+
+bool HasGreedyBaseline(const JobSettings& settings) {
+  return settings.train_step.algorithm.advantage == AdvantageKind::kGreedyBaseline;
+}
+
+// Groups of evaluation are not trained on, nor are greedy responses to prompts of training. Their
+// numbers are beyond those of any evaluation.
+GroupKey GreedyKey(uint64_t group) {
+  constexpr uint64_t kFirst = uint64_t{1} << 62;
+  return {Purpose::kEval, kFirst + group};
 }
 
 }  // namespace
@@ -118,75 +213,100 @@ SamplingParams SamplingFor(const SamplingParams& sampling, int64_t prompt_tokens
 }
 
 absl::StatusOr<TrainBatch> MakeTrainBatch(const JobSettings& settings, int64_t step,
-                                          std::vector<Trajectory> trajectories) {
+                                          GeneratedGroups groups,
+                                          const ReferenceScorer& reference) {
   TrainBatch batch;
-  Scores scores;
+  ScoredBatch scored_batch{.group_size = static_cast<size_t>(settings.samples)};
+  Scores& scores = scored_batch.scores;
+  std::vector<Trajectory>& trajectories = groups.trajectories;
   for (const Trajectory& trajectory : trajectories) {
     Count(trajectory, &batch.statistics);
-    const bool scored = trajectory.reward.outcome == RewardOutcome::kScore;
-    scores.push_back(scored ? std::optional<double>(trajectory.reward.score) : std::nullopt);
+    scores.push_back(ScoreOf(trajectory));
   }
   HALFSTEP_RETURN_IF_ERROR(CheckOutcomes(batch.statistics));
+  const std::vector<bool>& kept = scored_batch.kept = KeptGroups(settings, trajectories);
   if (settings.permute_rewards) PermuteScores(settings, step, &scores);
   MeasureScores(scores, settings.samples, &batch.statistics);
+  CountDropped(scored_batch, &batch.statistics);
 
   if (settings.save_samples) {
     for (const Trajectory& trajectory : trajectories) {
       batch.samples.push_back(RecordOf(trajectory));
     }
   }
-  const size_t group_size = static_cast<size_t>(settings.samples);
-  const size_t groups = scores.size() / group_size;
-  const size_t groups_per_update = groups / static_cast<size_t>(settings.updates);
   batch.updates.resize(static_cast<size_t>(settings.updates));
-  std::vector<ScoredGroup> scored_groups;
-  for (size_t group = 0; group < groups; ++group) {
-    scored_groups.push_back({std::span(scores).subspan(group * group_size, group_size)});
+  const std::vector<size_t> updates = UpdatesOf(settings, kept);
+  std::vector<size_t> taken;
+  for (size_t at = 0; at < scores.size(); ++at) {
+    const size_t group = at / scored_batch.group_size;
+    if (!scores[at] || !kept[group]) continue;
+    batch.updates[updates[group]].push_back(MakeSequence(std::move(trajectories[at])));
+    taken.push_back(at);
   }
-  const std::vector<double> advantages =
-      BatchAdvantages(settings.train_step.algorithm.advantage, scored_groups);
-  for (size_t at = 0; at < groups * group_size; ++at) {
-    if (!scores[at]) continue;
-    if (settings.save_samples) batch.samples[at].advantage = advantages[at];
-    batch.updates[at / group_size / groups_per_update].push_back(
-        MakeSequence(std::move(trajectories[at]), advantages[at]));
+  // In the order they were taken, since updates ascend.
+  std::vector<Placed> placed;
+  for (std::vector<TrainSequence>& update : batch.updates) {
+    for (TrainSequence& sequence : update) placed.push_back({taken[placed.size()], &sequence});
   }
-  batch.rows_consumed = static_cast<int64_t>(groups);
+  if (reference != nullptr) {
+    const absl::Time start = absl::Now();
+    for (std::vector<TrainSequence>& update : batch.updates) {
+      HALFSTEP_RETURN_IF_ERROR(reference(update));
+    }
+    batch.reference_time = absl::Now() - start;
+  }
+  SetAdvantages(settings, groups.greedy, placed, &scored_batch);
+  if (settings.save_samples) {
+    for (const Placed& one : placed) batch.samples[one.at].advantage = one.sequence->advantage;
+  }
+  batch.rows_consumed = static_cast<int64_t>(kept.size());
   return batch;
 }
+
+// What one batch has come to so far.
+struct RolloutSource::Collected {
+  GeneratedGroups groups;
+  absl::Duration wait_time;
+  absl::Duration score_time;
+};
 
 absl::StatusOr<TrainBatch> RolloutSource::Next(int64_t step, const RunProgress& progress) {
   if (dispatched_ < 0) dispatched_ = progress.step;
   while (dispatched_ < std::min(step + settings_.lag, settings_.steps)) {
-    Dispatch(++dispatched_, progress);
+    ++dispatched_;
+    Dispatch(RowsOf(dispatched_, progress),
+             GeneratingVersion(progress, dispatched_, settings_.lag));
   }
-  HALFSTEP_ASSIGN_OR_RETURN(CollectedGroups collected, client_->Collect(KeysOf(step)));
-  HALFSTEP_ASSIGN_OR_RETURN(TrainBatch batch,
-                            MakeTrainBatch(settings_, step, std::move(collected.trajectories)));
+  const Rows rows = RowsOf(step, progress);
+  Collected collected;
+  HALFSTEP_RETURN_IF_ERROR(Collect(rows, &collected));
+  if (settings_.train_step.algorithm.regularizers.zero_variance == ZeroVarianceGroups::kResample) {
+    HALFSTEP_RETURN_IF_ERROR(
+        Resample(rows, GeneratingVersion(progress, step, settings_.lag), &collected));
+  }
+  HALFSTEP_ASSIGN_OR_RETURN(
+      TrainBatch batch, MakeTrainBatch(settings_, step, std::move(collected.groups), reference_));
   batch.wait_time = collected.wait_time;
   batch.score_time = collected.score_time;
   for (SampleRecord& sample : batch.samples) sample.row = rows_.at(sample.group);
-  for (const GroupKey& key : KeysOf(step)) rows_.erase(key.ordinal);
+  for (int64_t i = 0; i < batch.rows_consumed; ++i) {
+    rows_.erase(rows.first + static_cast<uint64_t>(i));
+  }
   return batch;
 }
 
-std::vector<GroupKey> RolloutSource::KeysOf(int64_t step) const {
-  std::vector<GroupKey> keys;
-  for (int64_t i = 0; i < settings_.prompts; ++i) {
-    keys.push_back({Purpose::kTrain, static_cast<uint64_t>((step - 1) * settings_.prompts + i)});
-  }
-  return keys;
+RolloutSource::Rows RolloutSource::RowsOf(int64_t step, const RunProgress& progress) const {
+  const auto between = static_cast<uint64_t>((step - 1 - progress.step) * settings_.prompts);
+  return {progress.cursor + between, settings_.prompts};
 }
 
-void RolloutSource::Dispatch(int64_t step, const RunProgress& progress) {
-  const uint64_t version = GeneratingVersion(progress, step, settings_.lag);
-  const uint64_t first_row =
-      progress.cursor + static_cast<uint64_t>((step - 1 - progress.step) * settings_.prompts);
+void RolloutSource::Dispatch(const Rows& rows, uint64_t version) {
   std::vector<GroupTask> tasks;
-  for (const GroupKey& key : KeysOf(step)) {
-    const DatasetRow& row = dataset_->Shuffled(settings_.seed, first_row + tasks.size());
+  for (uint64_t group = rows.first; group < rows.first + static_cast<uint64_t>(rows.count);
+       ++group) {
+    const DatasetRow& row = dataset_->Shuffled(settings_.seed, group);
     GroupTask& task = tasks.emplace_back();
-    task.assignment.key = key;
+    task.assignment.key = {Purpose::kTrain, group};
     task.assignment.prompt = row.prompt;
     task.assignment.samples = static_cast<uint32_t>(settings_.samples);
     task.assignment.sampling =
@@ -194,9 +314,52 @@ void RolloutSource::Dispatch(int64_t step, const RunProgress& progress) {
     task.assignment.seed = settings_.seed;
     task.assignment.version = version;
     task.answer = row.target;
-    rows_[key.ordinal] = row.line;
+    rows_[group] = row.line;
+    if (!HasGreedyBaseline(settings_)) continue;
+    GroupTask greedy = task;
+    greedy.assignment.key = GreedyKey(group);
+    greedy.assignment.samples = 1;
+    greedy.assignment.sampling.temperature = 0;
+    tasks.push_back(std::move(greedy));
   }
   client_->Assign(std::move(tasks));
+}
+
+absl::Status RolloutSource::Collect(const Rows& rows, Collected* collected) {
+  std::vector<GroupKey> keys, greedy;
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const uint64_t group = rows.first + static_cast<uint64_t>(i);
+    keys.push_back({Purpose::kTrain, group});
+    if (HasGreedyBaseline(settings_)) greedy.push_back(GreedyKey(group));
+  }
+  keys.insert(keys.end(), greedy.begin(), greedy.end());
+  HALFSTEP_ASSIGN_OR_RETURN(CollectedGroups came, client_->Collect(keys));
+  GeneratedGroups& groups = collected->groups;
+  for (Trajectory& trajectory : came.trajectories) {
+    (trajectory.key.purpose == Purpose::kTrain ? groups.trajectories : groups.greedy)
+        .push_back(std::move(trajectory));
+  }
+  collected->wait_time += came.wait_time;
+  collected->score_time += came.score_time;
+  return absl::OkStatus();
+}
+
+absl::Status RolloutSource::Resample(Rows rows, uint64_t version, Collected* collected) {
+  const std::vector<Trajectory>& trajectories = collected->groups.trajectories;
+  const int64_t most = kMostGroupsPerPrompt * settings_.prompts;
+  for (int64_t taken = rows.count;; taken += rows.count) {
+    const std::vector<bool> mixed = MixedGroups(trajectories, settings_.samples);
+    const int64_t missing = settings_.prompts - std::count(mixed.begin(), mixed.end(), true);
+    if (missing == 0) return absl::OkStatus();
+    if (taken + missing > most) {
+      return NoMixedGroups(trajectories, settings_.samples, settings_.prompts);
+    }
+    // No more than are missing: what a batch takes depends on the seed and the weights alone, and
+    // no group with different scores is thrown away.
+    rows = {rows.first + static_cast<uint64_t>(rows.count), missing};
+    Dispatch(rows, version);
+    HALFSTEP_RETURN_IF_ERROR(Collect(rows, collected));
+  }
 }
 
 }  // namespace halfstep

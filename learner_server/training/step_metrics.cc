@@ -27,6 +27,8 @@ double MeanLength(const BatchStatistics& batch) {
 struct UpdateTotals {
   int64_t tokens = 0;
   int64_t clipped = 0;
+  int64_t clipped_dual = 0;
+  KlStatistics kl;
   double loss = 0;  // mean over the updates
   double entropy = 0;
   double gradient_norm = 0;  // of the last applied one, as is the learning rate
@@ -41,7 +43,11 @@ UpdateTotals TotalsOf(const std::vector<OptimizerStepReport>& updates) {
   for (const OptimizerStepReport& update : updates) {
     totals.tokens += update.tokens;
     totals.clipped += update.loss.clipped_low + update.loss.clipped_high;
-    totals.loss += update.loss.loss / static_cast<double>(updates.size());
+    totals.clipped_dual += update.loss.clipped_dual;
+    totals.kl.tokens += update.kl.tokens;
+    totals.kl.estimate_sum += update.kl.estimate_sum;
+    totals.loss += (update.loss.loss + update.kl.loss + update.entropy_loss) /
+                   static_cast<double>(updates.size());
     totals.entropy += update.entropy_sum;
     totals.largest_scaled_gradient =
         std::max<double>(totals.largest_scaled_gradient, update.largest_scaled_gradient);
@@ -101,6 +107,7 @@ void AddRewards(const BatchStatistics& batch, std::map<std::string, double>* met
   (*metrics)["reward_mean"] = batch.reward_mean;
   (*metrics)["reward_std"] = batch.reward_std;
   (*metrics)["zero_std_group_share"] = Share(batch.zero_std_groups, batch.groups);
+  (*metrics)["groups_dropped"] = static_cast<double>(batch.groups_dropped);
   (*metrics)["truncated_share"] = Share(batch.truncated, batch.samples);
 }
 
@@ -153,6 +160,7 @@ std::map<std::string, double> MetricsOf(const StepRecord& record) {
       {"loss", totals.loss},
       {"entropy", totals.tokens == 0 ? 0 : totals.entropy / tokens},
       {"clip_fraction", Share(totals.clipped, totals.tokens)},
+      {"dual_clip_fraction", Share(totals.clipped_dual, totals.tokens)},
       {"grad_norm", totals.gradient_norm},
       {"largest_scaled_gradient", totals.largest_scaled_gradient},
       {"learning_rate", totals.learning_rate},
@@ -171,6 +179,10 @@ std::map<std::string, double> MetricsOf(const StepRecord& record) {
       {"time_optimizer", absl::ToDoubleSeconds(totals.optimizer_time)},
       {"time_publish", absl::ToDoubleSeconds(record.publish_time)},
   };
+  if (totals.kl.tokens > 0) {
+    metrics["reference_kl"] = totals.kl.estimate_sum / static_cast<double>(totals.kl.tokens);
+    metrics["time_reference"] = absl::ToDoubleSeconds(record.reference_time);
+  }
   AddRewards(record.batch, &metrics);
   AddMismatch(record.mismatch, &metrics);
   AddPhantomClips(record, &metrics);

@@ -31,6 +31,7 @@ struct StepRecord {
   absl::Duration wait_time;
   absl::Duration score_time;
   absl::Duration rescore_time;
+  absl::Duration reference_time;
   absl::Duration publish_time;
   absl::Duration total_time;
 

@@ -83,7 +83,8 @@ struct TrainStep::Scores {
   Tensor log_probs;  // FP32 [rows], as are the others
   Tensor entropy;
   Tensor lse;
-  Tensor dlog_probs;  // scaled
+  Tensor dlog_probs;       // scaled
+  Tensor entropy_weights;  // scaled; of the entropy bonus
 };
 
 TrainStep::TrainStep(const ExecContext& ctx, const TrainStepOptions& options, TrainState* state)
@@ -178,6 +179,7 @@ absl::Status TrainStep::RunMicroBatch(std::span<const TrainSequence> sequences,
                               .token_weight = weight,
                               .correction = Correction(sequence, current)};
     PolicyLoss(options_.algorithm.loss, term, RowsOf(packed, dlog_probs), &report->loss);
+    AddRegularizers(sequence, packed, scores, report);
   }
   const float* entropy = scores.entropy.as<float>();
   for (int64_t row = 0; row < rows; ++row) {
@@ -186,11 +188,36 @@ absl::Status TrainStep::RunMicroBatch(std::span<const TrainSequence> sequences,
   }
   if (pass == Pass::kForward) return absl::OkStatus();
   gradient_range_.AddLogits({dlog_probs, static_cast<size_t>(rows)}, options_.temperature);
+  EntropyTerm entropy_term;
+  if (options_.algorithm.regularizers.entropy_coefficient > 0) {
+    entropy_term = {.weights = scores.entropy_weights, .entropy = scores.entropy};
+  }
   LmHeadLogProbBackward(ctx_, scores.dlog_probs, scores.hidden, weights.head(),
                         View(micro.batch.targets), options_.temperature, scores.lse, scores.dhidden,
-                        gradients_.head());
+                        gradients_.head(), entropy_term);
   transformer_.Backward(ctx_, weights, micro.batch, activations_, scores.dhidden, &gradients_);
   return absl::OkStatus();
+}
+
+void TrainStep::AddRegularizers(const TrainSequence& sequence, const PackedSequence& packed,
+                                const Scores& scores, OptimizerStepReport* report) const {
+  const RegularizerOptions& regularizers = options_.algorithm.regularizers;
+  const double weight = TokenWeight(options_.algorithm.aggregation, denominators_, packed.rows);
+  if (!sequence.reference.empty()) {
+    KlOptions kl = regularizers.kl;
+    if (kl.place == KlPlace::kReward) kl.coefficient = 0;  // the score has it; it is measured here
+    AddKlLoss(kl,
+              {.log_probs = RowsOf(packed, scores.log_probs.as<float>()),
+               .reference_log_probs = sequence.reference,
+               .token_weight = weight},
+              RowsOf(packed, scores.dlog_probs.as<float>()), &report->kl);
+  }
+  const double coefficient = regularizers.entropy_coefficient;
+  if (coefficient == 0) return;
+  const std::span<const float> entropies = RowsOf(packed, scores.entropy.as<float>());
+  report->entropy_loss += EntropyBonus(coefficient, entropies, weight);
+  std::ranges::fill(RowsOf(packed, scores.entropy_weights.as<float>()),
+                    static_cast<float>(coefficient * weight) * state_->scaler.scale());
 }
 
 void TrainStep::MeasureCorrection(std::span<const TrainSequence> sequences) {
@@ -347,7 +374,7 @@ TrainStep::Scores TrainStep::TakeScores(int64_t rows) {
   const DType dtype = state_->weights.dtype();
   const size_t hidden_bytes = Aligned(static_cast<size_t>(rows * width) * SizeOf(dtype));
   const size_t row_bytes = Aligned(static_cast<size_t>(rows) * sizeof(float));
-  const size_t needed = 2 * hidden_bytes + 4 * row_bytes;
+  const size_t needed = 2 * hidden_bytes + 5 * row_bytes;
   if (scores_.bytes() < needed) scores_ = Buffer("train_scores", needed);
   const auto row_view = [&](size_t index) {
     return scores_.View(DType::kFloat32, {rows}, 2 * hidden_bytes + index * row_bytes);
@@ -357,7 +384,8 @@ TrainStep::Scores TrainStep::TakeScores(int64_t rows) {
           .log_probs = row_view(0),
           .entropy = row_view(1),
           .lse = row_view(2),
-          .dlog_probs = row_view(3)};
+          .dlog_probs = row_view(3),
+          .entropy_weights = row_view(4)};
 }
 
 absl::Status CheckPublishable(const ExecContext& ctx, const ParameterBuffer& master, DType dtype) {

@@ -45,11 +45,13 @@ struct TrainStepOptions {
 
 // What one optimizer step did.
 struct OptimizerStepReport {
-  bool applied = false;   // false: skipped, or there was nothing to train on
-  bool skipped = false;   // for a non-finite gradient
-  int64_t sequences = 0;  // that entered the loss
-  int64_t tokens = 0;     // their response tokens
-  PolicyLossStatistics loss;
+  bool applied = false;       // false: skipped, or there was nothing to train on
+  bool skipped = false;       // for a non-finite gradient
+  int64_t sequences = 0;      // that entered the loss
+  int64_t tokens = 0;         // their response tokens
+  PolicyLossStatistics loss;  // of the objective alone
+  KlStatistics kl;            // to the reference policy, where sequences have its log-probs
+  double entropy_loss = 0;    // what the entropy bonus adds to the loss
   CorrectionMetrics correction;
   double entropy_sum = 0;    // nats, over `tokens`
   double gradient_norm = 0;  // unscaled, before clipping; 0 when skipped
@@ -72,7 +74,8 @@ class TrainStep {
   TrainStep(const ExecContext& ctx, const TrainStepOptions& options, TrainState* state);
 
   // Trains on `sequences`, all of which enter the loss and its denominators; they have the
-  // log-probs that RatioDenominator and CorrectionNumerator of the algorithm name. `mismatch`, if
+  // log-probs that RatioDenominator and CorrectionNumerator of the algorithm name, and those of the
+  // reference policy where it has one. `mismatch`, if
   // not null, gets the log-probs of sequences that have behaviour log-probs. Fails with reason
   // NON_FINITE_LOSS when the forward itself is not finite, and with the scaler's reasons; the
   // weights are then as before. CANCELLED, with nothing of the state changed, once `stop`, which is
@@ -91,6 +94,9 @@ class TrainStep {
                                OptimizerStepReport* report);
   absl::Status RunMicroBatch(std::span<const TrainSequence> sequences, const MicroBatch& micro,
                              Pass pass, MismatchStatistics* mismatch, OptimizerStepReport* report);
+  // Adds the KL to `dlog_probs`, and the entropy bonus to the weights of its rows.
+  void AddRegularizers(const TrainSequence& sequence, const PackedSequence& packed,
+                       const Scores& scores, OptimizerStepReport* report) const;
   // The correction's factor of each token of a sequence; empty where all are 1. Those by the
   // current policy are counted here, the others before the step began.
   std::span<const double> Correction(const TrainSequence& sequence, std::span<const float> current);

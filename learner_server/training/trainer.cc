@@ -64,6 +64,8 @@ absl::StatusOr<RunResult> Trainer::Run() {
   if (status.ok()) return result;
   const RunRequest request = parts_.control->request();
   if (absl::IsCancelled(status) && request != RunRequest::kNone) return EndEarly(request);
+  // The run is sound, and would only meet the same prompts again.
+  if (ReasonOf(status) == "NO_MIXED_GROUPS") Checkpoint();
   if (MayGoOnLater(status) || alarm_pauses_) {
     result = EndEarly(RunRequest::kPause);
     result.reason = ReasonOf(status);
@@ -115,6 +117,7 @@ absl::Status Trainer::RunStep(StepRecord* record) {
   record->batch = batch.statistics;
   record->wait_time = batch.wait_time;
   record->score_time = batch.score_time;
+  record->reference_time = batch.reference_time;
   HALFSTEP_RETURN_IF_ERROR(FillOldLogProbs(&batch, record));
   HALFSTEP_RETURN_IF_ERROR(RunUpdates(&batch, record));
   DiagnoseIfSuspect(batch, *record);

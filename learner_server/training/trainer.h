@@ -54,7 +54,8 @@ class Trainer {
   // Runs the remaining steps, or until asked to stop. Pauses, after a checkpoint where there is
   // room, for reasons that lie outside the run: NO_ROLLOUT, GROUP_LOST, BATCH_TIMEOUT, DISK_FULL.
   // Pauses and fails for an alarm where the job says so. Failures beside: those of the scaler, of
-  // the forward and of the weights; the last checkpoint stays.
+  // the forward and of the weights, where the last checkpoint stays; and NO_MIXED_GROUPS, after a
+  // checkpoint.
   absl::StatusOr<RunResult> Run();
 
   // The newest checkpoint of the run; empty before the first.

@@ -22,6 +22,7 @@
 #include "kernels/workspace.h"
 #include "learner_server/training/job_inputs.h"
 #include "learner_server/training/memory_plan.h"
+#include "learner_server/training/reference_policy.h"
 #include "learner_server/training/rollout_source.h"
 #include "learner_server/training/supervised_source.h"
 #include "learner_server/training/trainer.h"
@@ -65,6 +66,7 @@ class JobRun {
   std::optional<RunFolder> folder_;
   std::optional<CheckpointStore> checkpoints_;
   std::unique_ptr<TrainState> state_;
+  std::unique_ptr<ReferencePolicy> reference_;  // null: the algorithm has none
   RunProgress progress_;
   std::vector<std::shared_ptr<const WeightSet>> older_weights_;
   std::string checkpoint_;
@@ -176,6 +178,9 @@ absl::StatusOr<RunResult> JobRun::Train(uint64_t epoch, bool is_known, RolloutPo
   std::unique_ptr<ScoringPool> scoring;
   std::unique_ptr<RolloutClient> client;
   std::unique_ptr<BatchSource> source;
+  if (inputs_.reference) {
+    HALFSTEP_ASSIGN_OR_RETURN(reference_, ReferencePolicy::Load(ctx_, settings_, inputs_));
+  }
   if (settings_.supervised) {
     source = std::make_unique<SupervisedSource>(&*inputs_.train, settings_.seed, settings_.prompts);
   } else {
@@ -187,8 +192,15 @@ absl::StatusOr<RunResult> JobRun::Train(uint64_t epoch, bool is_known, RolloutPo
                    std::function<void(Reward)> done) {
           scoring->Submit(response, answer, std::move(done));
         });
-    source = std::make_unique<RolloutSource>(settings_, parts.max_positions, &*inputs_.train,
-                                             client.get());
+    auto rollouts = std::make_unique<RolloutSource>(settings_, parts.max_positions, &*inputs_.train,
+                                                    client.get());
+    if (reference_ != nullptr) {
+      rollouts->UseReference([this](std::span<TrainSequence> sequences) {
+        return reference_->Score([this] { return control_->request() != RunRequest::kNone; },
+                                 sequences);
+      });
+    }
+    source = std::move(rollouts);
     if (inputs_.eval) parts.eval_prompts = &*inputs_.eval;
   }
   parts.source = source.get();

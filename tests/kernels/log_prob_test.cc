@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <utility>
@@ -135,6 +136,56 @@ TEST_P(LogProbTest, BackwardMatchesTheReference) {
       EXPECT_TRUE(Close(dhidden, want_dhidden, tolerance, name + " dhidden"));
       EXPECT_TRUE(Close(dhead, want_dhead, tolerance, name + " dhead"));
     }
+  }
+}
+
+// d of the sum of weights * -entropy by the hidden states; rows without weight keep their bits.
+TEST_P(LogProbTest, EntropyTermMatchesFiniteDifferences) {
+  TestContext ctx(2);
+  test::Random random(9);
+  const float temperature = 0.8f;
+  const Dims dims{5, 8, 37};
+  OwnedTensor hidden = random.Normal(DType::kFloat32, {dims.rows, dims.hidden});
+  const Head head = MakeHead(ctx, random, DType::kFloat32, dims);
+  const OwnedTensor targets = random.Ids(dims.rows, static_cast<int32_t>(dims.vocab));
+  const OwnedTensor dlog_probs = random.Normal(DType::kFloat32, {dims.rows});
+  OwnedTensor weights = random.Normal(DType::kFloat32, {dims.rows});
+  weights.view().as<float>()[2] = 0;
+  const Forward forward = Compute(ctx, hidden, head, targets, temperature);
+  const auto backward = [&](const EntropyTerm& term) {
+    OwnedTensor dhidden = Zeros(DType::kFloat32, {dims.rows, dims.hidden});
+    OwnedTensor dhead = Zeros(DType::kFloat32, {dims.vocab, dims.hidden});
+    LmHeadLogProbBackward(ctx, dlog_probs, hidden, head.view(), targets, temperature, forward.lse,
+                          dhidden, dhead, term);
+    return dhidden;
+  };
+  const OwnedTensor plain = backward({});
+  const OwnedTensor got = backward({weights.view(), forward.entropy.view()});
+  EXPECT_EQ(std::memcmp(got.view().Rows(2, 1).data(), plain.view().Rows(2, 1).data(),
+                        plain.view().Rows(2, 1).bytes()),
+            0);
+  const auto loss = [&] {
+    const Forward moved = Compute(ctx, hidden, head, targets, temperature);
+    double sum = 0;
+    for (int64_t r = 0; r < dims.rows; ++r) {
+      sum +=
+          static_cast<double>(dlog_probs.view().as<float>()[r]) *
+              moved.log_probs.view().as<float>()[r] -
+          static_cast<double>(weights.view().as<float>()[r]) * moved.entropy.view().as<float>()[r];
+    }
+    return sum;
+  };
+  constexpr float kStep = 0x1p-8f;
+  float* const values = hidden.view().as<float>();
+  for (int64_t i = 0; i < dims.rows * dims.hidden; ++i) {
+    const float original = values[i];
+    values[i] = original + kStep;
+    const double above = loss();
+    values[i] = original - kStep;
+    const double below = loss();
+    values[i] = original;
+    const double slope = (above - below) / (2 * kStep);
+    EXPECT_NEAR(got.view().as<float>()[i], slope, 2e-3 * (1 + std::abs(slope))) << i;
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "common/base/error_reason.h"
 #include "tests/learner_server/tiny_job.h"
 
 namespace halfstep {
@@ -44,6 +45,41 @@ TEST(JobSettingsTest, OverridesOfPresets) {
   EXPECT_EQ(settings->loss_scale.hysteresis, 3);
   EXPECT_EQ(settings->train_step.schedule.kind, LrScheduleKind::kCosine);
   EXPECT_EQ(settings->train_step.schedule.total_steps, 40);
+}
+
+TEST(JobSettingsTest, ChoicesAndParametersReplaceThePresets) {
+  TempDir root;
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("run", 10);
+  (*spec.mutable_algorithm()->mutable_choices())["advantage"] = "leave_one_out";
+  (*spec.mutable_algorithm()->mutable_parameters())["constant_length"] = 100;
+  (*spec.mutable_algorithm()->mutable_parameters())["overlong_length"] = 50;
+  (*spec.mutable_algorithm()->mutable_parameters())["kl"] = 0.1;
+  const auto settings = MakeJobSettings(spec, root.path());
+  ASSERT_TRUE(settings.ok()) << settings.status();
+  const Algorithm& algorithm = settings->train_step.algorithm;
+  EXPECT_EQ(algorithm.advantage, AdvantageKind::kLeaveOneOut);
+  EXPECT_EQ(settings->train_step.constant_length, 100);
+  EXPECT_EQ(algorithm.regularizers.overlong.cache, 10) << "a fifth";
+  EXPECT_EQ(settings->reference_directory, settings->model_directory);
+  spec.mutable_algorithm()->set_reference("before");
+  EXPECT_EQ(MakeJobSettings(spec, root.path())->reference_directory, root / "before");
+  spec.mutable_algorithm()->set_reference("../before");
+  EXPECT_EQ(ReasonOf(MakeJobSettings(spec, root.path()).status()), "PATH_OUTSIDE_ROOT");
+}
+
+TEST(JobSettingsTest, ViolationsOfChoicesComeAllAtOnceByField) {
+  TempDir root;
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("run", 10);
+  (*spec.mutable_algorithm()->mutable_choices())["advantage"] = "gae";
+  (*spec.mutable_algorithm()->mutable_parameters())["correction_cap"] = 2;
+  const absl::Status status = MakeJobSettings(spec, root.path()).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(ReasonOf(status), "INVALID_SPEC");
+  const std::vector<FieldViolation> violations = GetFieldViolations(status);
+  ASSERT_EQ(violations.size(), 2u);
+  EXPECT_EQ(violations[0].field, "algorithm.choices.advantage");
+  EXPECT_EQ(violations[1].field, "algorithm.parameters.correction_cap");
+  EXPECT_EQ(status.message(), violations[0].description + "\n" + violations[1].description);
 }
 
 TEST(JobSettingsTest, ScalingIsOffUnlessFp16OrAskedFor) {

@@ -43,6 +43,21 @@ TEST_F(MemoryPlanTest, IsWhatTheJobThenHolds) {
   EXPECT_EQ(plan.published, 0u);  // nobody fetches the weights of a supervised job
 }
 
+TEST_F(MemoryPlanTest, AReferencePolicyIsOneMoreSetOfWeights) {
+  EXPECT_EQ(PlanMemory(settings_, inputs_).reference, 0u);
+  const size_t without = PlanMemory(settings_, inputs_).total();
+  inputs_.reference = inputs_.model;
+  const MemoryPlan plan = PlanMemory(settings_, inputs_);
+  const ModelWeights reference(inputs_.model.config, inputs_.model.layout, settings_.learner_dtype,
+                               inputs_.max_sequence_tokens);
+  size_t held = 0;
+  for (const MemoryUse& use : MemoryReport()) held += use.bytes;
+  EXPECT_EQ(plan.reference, held);
+  EXPECT_EQ(plan.total(), without + held);
+  EXPECT_THAT(std::string(CheckMemory(plan, 1).message()),
+              HasSubstr("0.1 MiB for those of the reference policy, 0.0 MiB for published"));
+}
+
 TEST_F(MemoryPlanTest, MicroBatchesAreNoLargerThanTheBatchAndNoSmallerThanASequence) {
   inputs_.max_sequence_tokens = 10;  // of 32 rows
   settings_.train_step.micro_batch_tokens = 1000;

@@ -80,32 +80,7 @@ class StopWithinAStep final : public RunControl {
   bool armed_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
-class RunRecoveryTest : public testing::Test {
- protected:
-  static void SetUpTestSuite() {
-    workplace_ = new TinyWorkplace();
-    TinyLearner learner(root(), nullptr);
-    const auto result = learner.Run("sft", TinyWorkplace::SupervisedSpec(60));
-    ASSERT_TRUE(result.ok()) << result.status();
-  }
-  static void TearDownTestSuite() { delete workplace_; }
-
-  static const std::string& root() { return workplace_->root().path(); }
-
-  // Runs to the end, or on to it, with nothing in the way.
-  static v1::RunSummary RunWhole(const v1::TrainingJobSpec& spec) {
-    LocalRolloutPool pool;
-    TinyLearner learner(root(), &pool);
-    const auto result = learner.Run(spec.output_dir(), spec);
-    EXPECT_TRUE(result.ok()) << result.status();
-    EXPECT_EQ(result->outcome, RunOutcome::kSucceeded);
-    return learner.summary();
-  }
-
-  static TinyWorkplace* workplace_;
-};
-
-TinyWorkplace* RunRecoveryTest::workplace_ = nullptr;
+class RunRecoveryTest : public TinyRunTest {};
 
 TEST_F(RunRecoveryTest, FailuresOfRolloutsPauseTheRunWithACheckpoint) {
   const v1::RunSummary whole = RunWhole(TinyWorkplace::RlSpec("whole", 4));

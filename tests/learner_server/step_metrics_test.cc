@@ -60,6 +60,19 @@ TEST(MetricsLineTest, PhantomClipsAreThoseOfTheFirstUpdateOfAComparedBatch) {
   EXPECT_DOUBLE_EQ(MetricsOf(record).at("phantom_clip_fraction"), 0.3);
 }
 
+TEST(MetricsLineTest, TheLossIsThatOfAllItsParts) {
+  StepRecord record = RecordWithUpdate(0.5, 1);
+  EXPECT_EQ(MetricsOf(record).count("reference_kl"), 0u);
+  record.updates[0].loss.tokens = 10;
+  record.updates[0].loss.clipped_dual = 4;
+  record.updates[0].kl = {.loss = 0.25, .estimate_sum = 3, .tokens = 10};
+  record.updates[0].entropy_loss = -0.125;
+  const auto metrics = MetricsOf(record);
+  EXPECT_DOUBLE_EQ(metrics.at("loss"), 0.625);
+  EXPECT_DOUBLE_EQ(metrics.at("reference_kl"), 0.3);
+  EXPECT_DOUBLE_EQ(metrics.at("dual_clip_fraction"), 0.4);
+}
+
 TEST(ExportTest, AStepThatComparesNothingLeavesTheMismatchGauges) {
   Registry registry;
   LearnerMetrics metrics(registry);

@@ -2,6 +2,8 @@
 // A small model folder, data and jobs on it, for tests of whole runs in one process.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <fstream>
 #include <functional>
 #include <map>
@@ -201,6 +203,57 @@ class TinyLearner {
   v1::RunSummary summary_;
   TrainingJobRunner runner_;
   uint64_t epoch_ = 0;
+};
+
+// Whole runs from a base model, which is made once.
+class TinyRunTest : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    workplace_ = std::make_unique<TinyWorkplace>();
+    TinyLearner learner(root(), nullptr);
+    const auto result = learner.Run("sft", TinyWorkplace::SupervisedSpec(60));
+    ASSERT_TRUE(result.ok()) << result.status();
+    sft_summary_ = learner.summary();
+  }
+  static void TearDownTestSuite() { workplace_.reset(); }
+
+  static const std::string& root() { return workplace_->root().path(); }
+  // Of the base model's own run.
+  static const v1::RunSummary& sft_summary() { return sft_summary_; }
+
+  // Runs to the end, or on to it, with nothing in the way.
+  static v1::RunSummary RunWhole(const v1::TrainingJobSpec& spec) {
+    LocalRolloutPool pool;
+    TinyLearner learner(root(), &pool);
+    const auto result = learner.Run(spec.output_dir(), spec);
+    EXPECT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(result->outcome, RunOutcome::kSucceeded);
+    return learner.summary();
+  }
+
+  // Ends after `stop_at` steps as `request` says, then goes on in a new learner.
+  static v1::RunSummary RunInTwoParts(const v1::TrainingJobSpec& spec, int64_t stop_at,
+                                      RunRequest request) {
+    LocalRolloutPool pool;
+    {
+      TinyLearner first(root(), &pool);
+      first.control().RequestAfter(stop_at, request);
+      const auto result = first.Run(spec.output_dir(), spec);
+      EXPECT_TRUE(result.ok()) << result.status();
+      EXPECT_EQ(result->outcome, request == RunRequest::kPause    ? RunOutcome::kPaused
+                                 : request == RunRequest::kCancel ? RunOutcome::kCancelled
+                                                                  : RunOutcome::kStopped);
+    }
+    TinyLearner second(root(), &pool);
+    const auto result = second.Run(spec.output_dir(), spec);
+    EXPECT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(result->outcome, RunOutcome::kSucceeded);
+    return second.summary();
+  }
+
+ private:
+  static inline std::unique_ptr<TinyWorkplace> workplace_;
+  static inline v1::RunSummary sft_summary_;
 };
 
 }  // namespace halfstep

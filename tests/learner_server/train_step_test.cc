@@ -130,6 +130,68 @@ TEST_F(TrainStepTest, GradientOfTheMasterMatchesFiniteDifferences) {
   }
 }
 
+// The whole loss: a clipped objective, KL to a reference policy and an entropy bonus.
+TEST_F(TrainStepTest, GradientOfTheRegularizersMatchesFiniteDifferences) {
+  const auto state = MakeState(DType::kFloat32, StaticScale(1));
+  options_.algorithm = *FindAlgorithmPreset("grpo");
+  options_.algorithm.regularizers.kl = {KlEstimator::kK3, KlPlace::kLoss, 0.7};
+  options_.algorithm.regularizers.entropy_coefficient = 0.3;
+  options_.temperature = 0.9f;
+  options_.clip_norm = 0;
+  options_.schedule.peak = 0;
+  for (size_t i = 0; i < sequences_.size(); ++i) {
+    TrainSequence& sequence = sequences_[i];
+    sequence.advantage = i == 0 ? 0 : 1 - 0.5 * static_cast<double>(i);
+    for (int64_t t = 0; t < sequence.response_tokens(); ++t) {
+      sequence.behaviour.push_back(-3.6f - 0.01f * static_cast<float>(t));
+      sequence.reference.push_back(-4.0f + 0.1f * static_cast<float>(i));
+    }
+  }
+  TrainStep step(ctx_, options_, state.get());
+  const auto loss = [&] {
+    const auto report = step.Run(sequences_, nullptr);
+    EXPECT_TRUE(report.ok()) << report.status();
+    EXPECT_GT(report->kl.loss, 0);
+    EXPECT_LT(report->entropy_loss, 0);
+    return report->loss.loss + report->kl.loss + report->entropy_loss;
+  };
+  loss();
+  float* master = state->master.flat().as<float>();
+  const float* moment = state->first_moment.flat().as<float>();
+  const std::vector<float> gradient(moment, moment + state->first_moment.flat().elements());
+  for (const ParameterSpec& spec : state->layout().specs()) {
+    const int64_t at = spec.offset + spec.shape.elements() / 3;
+    const float original = master[at];
+    double losses[2];
+    for (const int side : {0, 1}) {
+      master[at] = original + (side == 0 ? -1 : 1) * 0x1p-8f;
+      state->RefreshWeights(ctx_);
+      losses[side] = loss();
+    }
+    master[at] = original;
+    EXPECT_NEAR(gradient[at] * 10, (losses[1] - losses[0]) * 128, 2e-3) << spec.name;
+  }
+}
+
+// Where the score has lost it, KL is only measured.
+TEST_F(TrainStepTest, KlInTheRewardAddsNothingToTheGradient) {
+  std::vector<std::string> after;
+  for (const bool with_reference : {false, true}) {
+    const auto state = MakeState(DType::kFloat16, StaticScale(1024));
+    options_.algorithm.regularizers.kl = {KlEstimator::kK3, KlPlace::kReward, 0.7};
+    for (TrainSequence& sequence : sequences_) {
+      if (with_reference) sequence.reference.assign(sequence.response_tokens(), -4.0f);
+    }
+    TrainStep step(ctx_, options_, state.get());
+    const auto report = step.Run(sequences_, nullptr);
+    ASSERT_TRUE(report.ok()) << report.status();
+    EXPECT_EQ(report->kl.tokens, with_reference ? report->tokens : 0);
+    EXPECT_EQ(report->kl.estimate_sum > 0, with_reference);
+    after.push_back(Snapshot(*state).bytes);
+  }
+  EXPECT_EQ(after[0], after[1]);
+}
+
 TEST_F(TrainStepTest, NonFiniteGradientChangesNothingButTheScale) {
   const auto state = MakeState(DType::kFloat16, {.initial = 0x1p24f});
   TrainStep step(ctx_, options_, state.get());

@@ -19,59 +19,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-class TrainingJobRunnerTest : public testing::Test {
- protected:
-  // The base model, made once.
-  static void SetUpTestSuite() {
-    workplace_ = new TinyWorkplace();
-    TinyLearner learner(workplace_->root().path(), nullptr);
-    const auto result = learner.Run("sft", TinyWorkplace::SupervisedSpec(60));
-    ASSERT_TRUE(result.ok()) << result.status();
-    sft_summary_ = new v1::RunSummary(learner.summary());
-  }
-  static void TearDownTestSuite() {
-    delete sft_summary_;
-    delete workplace_;
-  }
-
-  static const std::string& root() { return workplace_->root().path(); }
-
-  // Runs to the end and returns the summary.
-  static v1::RunSummary RunWhole(const v1::TrainingJobSpec& spec) {
-    LocalRolloutPool pool;
-    TinyLearner learner(root(), &pool);
-    const auto result = learner.Run(spec.output_dir(), spec);
-    EXPECT_TRUE(result.ok()) << result.status();
-    EXPECT_EQ(result->outcome, RunOutcome::kSucceeded);
-    return learner.summary();
-  }
-
-  // Ends after `stop_at` steps as `request` says, then goes on in a new learner.
-  static v1::RunSummary RunInTwoParts(const v1::TrainingJobSpec& spec, int64_t stop_at,
-                                      RunRequest request) {
-    LocalRolloutPool pool;
-    {
-      TinyLearner first(root(), &pool);
-      first.control().RequestAfter(stop_at, request);
-      const auto result = first.Run(spec.output_dir(), spec);
-      EXPECT_TRUE(result.ok()) << result.status();
-      EXPECT_EQ(result->outcome, request == RunRequest::kPause    ? RunOutcome::kPaused
-                                 : request == RunRequest::kCancel ? RunOutcome::kCancelled
-                                                                  : RunOutcome::kStopped);
-    }
-    TinyLearner second(root(), &pool);
-    const auto result = second.Run(spec.output_dir(), spec);
-    EXPECT_TRUE(result.ok()) << result.status();
-    EXPECT_EQ(result->outcome, RunOutcome::kSucceeded);
-    return second.summary();
-  }
-
-  static TinyWorkplace* workplace_;
-  static v1::RunSummary* sft_summary_;
-};
-
-TinyWorkplace* TrainingJobRunnerTest::workplace_ = nullptr;
-v1::RunSummary* TrainingJobRunnerTest::sft_summary_ = nullptr;
+class TrainingJobRunnerTest : public TinyRunTest {};
 
 TEST_F(TrainingJobRunnerTest, SupervisedLossFalls) {
   const auto lines = ReadLines(root() + "/sft/metrics.jsonl");
@@ -85,20 +33,20 @@ TEST_F(TrainingJobRunnerTest, SupervisedLossFalls) {
   for (const char* file : {"config.json", "tokenizer.json", "model.safetensors"}) {
     EXPECT_TRUE(std::filesystem::exists(root() + "/sft/model/" + file)) << file;
   }
-  EXPECT_EQ(sft_summary_->weights_digest().size(), 32u);
-  EXPECT_EQ(sft_summary_->output_dir(), root() + "/sft");
-  EXPECT_THAT(sft_summary_->checkpoint(), HasSubstr("/sft/checkpoints/step_60"));
+  EXPECT_EQ(sft_summary().weights_digest().size(), 32u);
+  EXPECT_EQ(sft_summary().output_dir(), root() + "/sft");
+  EXPECT_THAT(sft_summary().checkpoint(), HasSubstr("/sft/checkpoints/step_60"));
 }
 
 TEST_F(TrainingJobRunnerTest, SupervisedRunsAreTheSameBits) {
   v1::TrainingJobSpec spec = TinyWorkplace::SupervisedSpec(60);
   spec.set_output_dir("sft_again");
   const v1::RunSummary again = RunWhole(spec);
-  EXPECT_EQ(again.weights_digest(), sft_summary_->weights_digest());
-  EXPECT_EQ(again.state_digest(), sft_summary_->state_digest());
+  EXPECT_EQ(again.weights_digest(), sft_summary().weights_digest());
+  EXPECT_EQ(again.state_digest(), sft_summary().state_digest());
   spec.set_output_dir("sft_parts");
   const v1::RunSummary parts = RunInTwoParts(spec, 20, RunRequest::kStop);
-  EXPECT_EQ(parts.state_digest(), sft_summary_->state_digest());
+  EXPECT_EQ(parts.state_digest(), sft_summary().state_digest());
 }
 
 TEST_F(TrainingJobRunnerTest, LearnsWithoutAnyMismatch) {
@@ -334,75 +282,6 @@ TEST_F(TrainingJobRunnerTest, SeveralUpdatesCompareTheFirst) {
   const auto lines = ReadLines(root() + "/updates/metrics.jsonl");
   EXPECT_EQ(lines[0]["updates_applied"], 4);
   EXPECT_EQ(lines[2]["policy_version"], 3);
-}
-
-TEST_F(TrainingJobRunnerTest, EveryPresetAndPrecisionRuns) {
-  std::set<std::string> digests;
-  for (int preset = v1::AlgorithmPreset_MIN + 1; preset <= v1::AlgorithmPreset_MAX; ++preset) {
-    v1::TrainingJobSpec spec = TinyWorkplace::RlSpec(absl::StrCat("preset_", preset), 2);
-    spec.mutable_algorithm()->set_preset(static_cast<v1::AlgorithmPreset>(preset));
-    spec.mutable_batch()->set_updates(2);
-    const v1::RunSummary summary = RunWhole(spec);
-    EXPECT_EQ(summary.max_abs_logprob_diff(), 0);
-    digests.insert(summary.weights_digest());
-  }
-  EXPECT_GT(digests.size(), 8u) << "presets that differ train to different weights";
-  for (const auto precision : {v1::PRECISION_BF16, v1::PRECISION_FP32}) {
-    v1::TrainingJobSpec spec = TinyWorkplace::RlSpec(absl::StrCat("precision_", precision), 2);
-    spec.mutable_precision()->set_learner(precision);
-    spec.mutable_precision()->set_rollout(precision);
-    const v1::RunSummary summary = RunWhole(spec);
-    EXPECT_EQ(summary.max_abs_logprob_diff(), 0);
-    EXPECT_EQ(summary.final_loss_scale(), 1);
-  }
-  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("precision_mixed", 2);
-  spec.set_profile(v1::PROFILE_FAST);
-  spec.mutable_precision()->set_rollout(v1::PRECISION_BF16);
-  EXPECT_GT(RunWhole(spec).max_abs_logprob_diff(), 0);
-}
-
-// Where the rollout's log-probs are the learner's bit for bit, a second forward would only give
-// them again.
-TEST_F(TrainingJobRunnerTest, OldLogProbsAreRescoredOnlyWhereTheyDiffer) {
-  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("old_bypass", 3);
-  spec.mutable_algorithm()->set_preset(v1::ALGORITHM_PRESET_GRPO_SEQ_MIS);
-  spec.mutable_batch()->set_updates(2);
-  const v1::RunSummary bypass = RunWhole(spec);
-  for (const auto& line : ReadLines(root() + "/old_bypass/metrics.jsonl")) {
-    EXPECT_EQ(line["tokens_rescored"], 0);
-    EXPECT_EQ(line["correction_mean"], 1);
-    EXPECT_EQ(line["correction_ess"], 1);
-  }
-
-  // A batch that an older version generated is rescored, by the version that trains on it.
-  spec.set_output_dir("old_lagging");
-  spec.set_steps(8);
-  spec.mutable_batch()->set_lag(1);
-  RunWhole(spec);
-  int rescored = 0;
-  for (const auto& line : ReadLines(root() + "/old_lagging/metrics.jsonl")) {
-    if (line["tokens_compared"] != 0) {  // by the weights in force
-      EXPECT_EQ(line["tokens_rescored"], 0);
-      continue;
-    }
-    EXPECT_EQ(line["tokens_rescored"], line["tokens"]);
-    EXPECT_NE(line["correction_mean"], 1);
-    ++rescored;
-  }
-  EXPECT_GT(rescored, 3);
-
-  spec.set_output_dir("old_fast");
-  spec.set_steps(3);
-  spec.mutable_batch()->set_lag(0);
-  spec.set_profile(v1::PROFILE_FAST);
-  const v1::RunSummary fast = RunWhole(spec);
-  for (const auto& line : ReadLines(root() + "/old_fast/metrics.jsonl")) {
-    EXPECT_EQ(line["tokens_rescored"], line["tokens"]);
-    EXPECT_NE(line["correction_mean"], 1);
-    EXPECT_NEAR(line["correction_mean"].get<double>(), 1, 0.1);
-  }
-  EXPECT_GT(fast.max_abs_logprob_diff(), 0) << "the fast engine is another engine";
-  EXPECT_NE(fast.weights_digest(), bypass.weights_digest());
 }
 
 TEST_F(TrainingJobRunnerTest, SkippedStepsAreConsumedAndPublishNothing) {

@@ -52,7 +52,7 @@ sampling:
   temperature: 0
 batch:
   prompts: 8
-  samples: 1
+  samples: 0
 optimizer:
   learning_rate: fast
 )");
@@ -64,8 +64,7 @@ optimizer:
       "job.yaml:12:18: 'optimizer.learning_rate' takes a number, not 'fast'\n"
       "job.yaml:7:3: 'sampling.temperature' is 0; it must be above 0: greedy responses cannot "
       "teach a policy\n"
-      "job.yaml:10:3: 'batch.samples' is 1, but preset dr_grpo compares the samples of a prompt "
-      "with each other; give 2 or more");
+      "job.yaml:10:3: 'batch.samples' is 0; accepted are 1 to 65536");
   const std::vector<FieldViolation> violations = GetFieldViolations(status);
   ASSERT_EQ(violations.size(), 4u);
   EXPECT_EQ(violations[3].field, "batch.samples");
