@@ -12,7 +12,8 @@
 
 namespace halfstep {
 
-// hidden: [rows, hidden]; head.weight: [vocab, hidden]; targets: int32 [rows], below vocab.
+// hidden: [rows, hidden] in the dtype of the head or FP32; head.weight: [vocab, hidden]; targets:
+// int32 [rows], below vocab.
 // Chunks over rows, so that FP32 logits never exist for more than a few rows at a time.
 // log_probs: FP32 [rows]. entropy: FP32 [rows], nats, or empty. lse: FP32 [rows], log-sum-exp of
 // logits / temperature, saved for the backward, or empty. A row with a non-finite logit gives NaN.
@@ -22,8 +23,8 @@ void LmHeadLogProb(const ExecContext& ctx, ConstTensor hidden, const LinearWeigh
 
 // dlogits[r, j] = dlog_probs[r] * (1[j = target] - p[r, j]) / temperature, rounded to the dtype of
 // `hidden` after the multiplication (dlog_probs carries the loss scale).
-// dlog_probs: FP32 [rows]; dhidden: [rows, hidden], overwritten; dhead: FP32 [vocab, hidden],
-// accumulates in ascending row order.
+// dlog_probs: FP32 [rows]; dhidden: [rows, hidden] in that dtype, overwritten; dhead: FP32 [vocab,
+// hidden], accumulates in ascending row order.
 void LmHeadLogProbBackward(const ExecContext& ctx, ConstTensor dlog_probs, ConstTensor hidden,
                            const LinearWeight& head, ConstTensor targets, float temperature,
                            ConstTensor lse, Tensor dhidden, Tensor dhead);
