@@ -148,6 +148,7 @@ absl::Status Trainer::FillOldLogProbs(TrainBatch* batch, StepRecord* record) {
       continue;
     }
     ScoreOptions options;
+    options.fp32 = settings.fp32;
     options.temperature = settings.train_step.temperature;
     options.micro_batch_tokens = settings.train_step.micro_batch_tokens;
     options.go_on = [this](int64_t) { return parts_.control->request() == RunRequest::kNone; };
