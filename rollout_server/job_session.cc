@@ -243,6 +243,7 @@ absl::StatusOr<std::shared_ptr<Engine>> JobSession::MakeEngine(const JobSpec& sp
   EngineOptions options;
   options.config = bundle.config;
   options.dtype = spec.precision;
+  options.fp32 = spec.fp32;
   options.profile = spec.profile;
   options.max_sequence_tokens = spec.max_sequence_tokens;
   options.max_sequences = spec.max_sequences;

@@ -14,6 +14,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
+#include "common/model/fp32_parts.h"
 #include "common/weight_sync/staging_area.h"
 #include "common/weight_sync/weight_set.h"
 #include "kernels/dtype.h"
@@ -28,6 +29,7 @@ struct JobSpec {
   uint64_t epoch = 0;
   std::string model_digest;
   DType precision = DType::kFloat16;
+  Fp32Parts fp32;
   Profile profile = Profile::kBitwise;
   int64_t max_sequence_tokens = 0;
   int64_t max_sequences = 0;

@@ -313,6 +313,7 @@ void RolloutAgent::On(const v1::LoadJob& load) {
   spec.epoch = load.job_epoch();
   spec.model_digest = load.model_digest();
   spec.precision = *precision;
+  spec.fp32 = {.residual = load.fp32_residual(), .head = load.fp32_head()};
   spec.profile = load.profile() == v1::PROFILE_FAST ? Profile::kFast : Profile::kBitwise;
   spec.max_sequence_tokens = load.max_sequence_tokens();
   spec.max_sequences = load.max_sequences();

@@ -98,6 +98,7 @@ class Validator {
 
   void CheckEncoding(const Message& message, const std::string& path);
   void CheckTop();
+  void CheckFp32Part(const std::string& field, v1::Precision part);
   void CheckData();
   void CheckReward();
   void CheckAlgorithm();
@@ -159,6 +160,15 @@ void Validator::CheckTop() {
                      YamlName(precision.rollout()),
                      "; profile bitwise needs them equal, unequal ones need profile fast"));
   }
+  CheckFp32Part("precision.head", precision.head());
+  CheckFp32Part("precision.residual", precision.residual());
+}
+
+void Validator::CheckFp32Part(const std::string& field, v1::Precision part) {
+  if (part != v1::PRECISION_FP16 && part != v1::PRECISION_BF16) return;
+  Add(field, absl::StrCat("is ", YamlName(part),
+                          "; accepted is fp32, and without the key the part has the precision of "
+                          "its side"));
 }
 
 void Validator::CheckData() {

@@ -133,13 +133,14 @@ void Update(ConstTensor tensor, Digester* digester) {
   digester->Update(tensor.data(), tensor.bytes());
 }
 
-void DigestTraining(const ExecContext& ctx, const ModelWeights& weights, Digester* digester) {
+void DigestTraining(const ExecContext& ctx, const ModelWeights& weights, const Fp32Parts& fp32,
+                    Digester* digester) {
   const PackedBatch batch = TrainBatch();
   const auto rows = static_cast<int64_t>(batch.logit_rows.size());
-  const Transformer transformer(weights.config());
+  const Transformer transformer(weights.config(), fp32);
   TrainActivations activations;
-  OwnedTensor hidden("fingerprint.hidden", weights.dtype(), {rows, weights.config().hidden_size},
-                     ctx.device);
+  OwnedTensor hidden("fingerprint.hidden", fp32.hidden_dtype(weights.dtype()),
+                     {rows, weights.config().hidden_size}, ctx.device);
   OwnedTensor log_probs("fingerprint.log_probs", DType::kFloat32, {rows}, ctx.device);
   OwnedTensor entropy("fingerprint.entropy", DType::kFloat32, {rows}, ctx.device);
   transformer.ForwardTrain(ctx, weights, batch, Recompute::kNone, &activations, hidden);
@@ -166,16 +167,17 @@ SamplingRow RowOf(int64_t row) {
   return sampling;
 }
 
-void DigestInference(const ExecContext& ctx, const ModelWeights& weights, Digester* digester) {
+void DigestInference(const ExecContext& ctx, const ModelWeights& weights, const Fp32Parts& fp32,
+                     Digester* digester) {
   const ModelConfig& config = weights.config();
-  const Transformer transformer(config);
+  const Transformer transformer(config, fp32);
   const int64_t blocks = InferBatch(0).max_blocks * std::ssize(kLengths);
   KvCache cache(config, weights.dtype(), blocks, ctx.device);
   for (int64_t begin = 0; begin < kLengths[0]; begin += kChunk) {
     const StepBatch batch = InferBatch(begin);
     const auto rows = static_cast<int64_t>(batch.logit_rows.size());
-    OwnedTensor hidden("fingerprint.hidden", weights.dtype(), {rows, config.hidden_size},
-                       ctx.device);
+    OwnedTensor hidden("fingerprint.hidden", fp32.hidden_dtype(weights.dtype()),
+                       {rows, config.hidden_size}, ctx.device);
     OwnedTensor logits("fingerprint.logits", DType::kFloat32, {rows, config.vocab_size},
                        ctx.device);
     OwnedTensor tokens("fingerprint.tokens", DType::kInt32, {rows}, ctx.device);
@@ -198,8 +200,12 @@ std::string NumericsFingerprint(const ExecContext& ctx) {
   for (const ModelConfig& config : {NormedConfig(), BiasedConfig()}) {
     for (const DType dtype : {DType::kFloat16, DType::kBFloat16, DType::kFloat32}) {
       const ModelWeights weights = FixedWeights(ctx, config, dtype);
-      DigestTraining(ctx, weights, &digester);
-      DigestInference(ctx, weights, &digester);
+      DigestTraining(ctx, weights, {}, &digester);
+      DigestInference(ctx, weights, {}, &digester);
+      if (dtype == DType::kFloat32 || !config.qk_norm) continue;
+      const Fp32Parts fp32 = {.residual = true, .head = true};
+      DigestTraining(ctx, weights, fp32, &digester);
+      DigestInference(ctx, weights, fp32, &digester);
     }
   }
   return digester.Finish().Hex();

@@ -19,15 +19,16 @@ struct LayerActivations {
   HeadTensors heads;
   Tensor attention;  // [tokens, heads, head_dim]
   Tensor lse;        // FP32 [heads, tokens]
-  Tensor mid;        // [rows, hidden]
+  Tensor mid;        // [rows, hidden], of the residual stream
   Tensor rstd_mlp;   // FP32 [rows]
   Tensor gate_up;    // [rows, 2 * intermediate]
 };
 
 // `take(dtype, shape)` lends the memory.
 template <class Take>
-LayerActivations TakeLayerActivations(const ModelConfig& config, DType dtype, int64_t tokens,
-                                      int64_t rows, Take&& take) {
+LayerActivations TakeLayerActivations(const ModelConfig& config, const ActivationDTypes& dtypes,
+                                      int64_t tokens, int64_t rows, Take&& take) {
+  const DType dtype = dtypes.values;
   LayerActivations out;
   out.rstd_attention = take(DType::kFloat32, Shape{tokens});
   HeadTensors& heads = out.heads;
@@ -45,7 +46,7 @@ LayerActivations TakeLayerActivations(const ModelConfig& config, DType dtype, in
   }
   out.attention = take(dtype, Shape{tokens, config.heads, config.head_dim});
   out.lse = take(DType::kFloat32, Shape{config.heads, tokens});
-  out.mid = take(dtype, Shape{rows, config.hidden_size});
+  out.mid = take(dtypes.residual, Shape{rows, config.hidden_size});
   out.rstd_mlp = take(DType::kFloat32, Shape{rows});
   out.gate_up = take(dtype, Shape{rows, 2 * config.intermediate_size});
   return out;
@@ -53,19 +54,22 @@ LayerActivations TakeLayerActivations(const ModelConfig& config, DType dtype, in
 
 struct TrainActivations::Impl {
   // Carves the views of one batch out of the arena, growing it when the batch is the largest yet.
-  void Reserve(const ModelConfig& config, DType dtype, const PackedBatch& batch, Recompute mode);
+  void Reserve(const ModelConfig& config, const ActivationDTypes& dtypes, const PackedBatch& batch,
+               Recompute mode);
   // What a batch of `tokens`, `rows` of them logit rows, takes of the arena.
-  size_t Bytes(const ModelConfig& config, DType dtype, int64_t tokens, int64_t rows);
+  size_t Bytes(const ModelConfig& config, const ActivationDTypes& dtypes, int64_t tokens,
+               int64_t rows);
 
   Recompute recompute = Recompute::kNone;
-  std::vector<Tensor> inputs;            // by layer, [tokens, hidden]
-  Tensor final_input;                    // [logit_rows, hidden]
+  std::vector<Tensor> inputs;            // by layer, [tokens, hidden], of the residual stream
+  Tensor final_input;                    // [logit_rows, hidden], of the residual stream
   Tensor final_rstd;                     // FP32 [logit_rows]
   std::vector<LayerActivations> layers;  // empty when they are recomputed
 
  private:
   template <class Take>
-  void Carve(const ModelConfig& config, DType dtype, int64_t tokens, int64_t rows, Take&& take);
+  void Carve(const ModelConfig& config, const ActivationDTypes& dtypes, int64_t tokens,
+             int64_t rows, Take&& take);
 
   Buffer arena_;
 };

@@ -63,7 +63,7 @@ void ForwardLayerForInference(const LayerPass& pass, const StepBatch& batch,
   PagedCausalAttention(pass.ctx, heads.q, cache, PagedBatchOf(batch), ScoreScale(config),
                        attention);
 
-  const Tensor mid = scratch.Take(dtype, output.shape());
+  const Tensor mid = scratch.Take(x.dtype(), output.shape());
   ForwardMid(pass, attention, x, batch.logit_rows, mid);
   const Tensor gate_up = scratch.Take(dtype, {rows, 2 * config.intermediate_size});
   ForwardGateUp(pass, mid, Tensor(), gate_up);
@@ -80,7 +80,8 @@ Tensor Project(const LayerPass& pass, Workspace::Scope* scratch, ConstTensor x, 
 }
 
 // The residual stream between two layers, [tokens or logit rows, hidden], and what the next layer's
-// first norm made of it before it was rounded.
+// first norm made of it before it was rounded. The stream may be FP32; so may what the final norm
+// makes.
 struct FastStream {
   Tensor x;
   Tensor normed;
@@ -122,14 +123,14 @@ void ForwardLayerFast(const LayerPass& pass, const StepBatch& batch, const KvCac
   ConstTensor x = in.x;
   if (rows != tokens) {
     const Tensor attention_rows = scratch.Take(dtype, {rows, config.q_width()});
-    const Tensor x_rows = scratch.Take(dtype, out.x.shape());
+    const Tensor x_rows = scratch.Take(x.dtype(), out.x.shape());
     GatherRows(pass.ctx, attention, IndexView(batch.logit_rows), attention_rows);
     GatherRows(pass.ctx, x, IndexView(batch.logit_rows), x_rows);
     attention = attention_rows;
     x = x_rows;
   }
 
-  const Tensor mid = scratch.Take(dtype, out.x.shape());
+  const Tensor mid = scratch.Take(x.dtype(), out.x.shape());
   const Tensor mid_normed = scratch.Take(dtype, out.x.shape());
   AddRmsNorm(
       pass.ctx, x,
@@ -143,16 +144,17 @@ void ForwardLayerFast(const LayerPass& pass, const StepBatch& batch, const KvCac
              norm_weight(next_norm), config.rms_norm_epsilon, out.x, out.normed);
 }
 
-void ForwardInferFast(const ExecContext& ctx, const ModelConfig& config,
-                      const ModelWeights& weights, const StepBatch& batch, KvCache* cache,
-                      Tensor hidden) {
+// residual: the dtype of the residual stream.
+void ForwardInferFast(const ExecContext& ctx, const ModelWeights& weights, DType residual,
+                      const StepBatch& batch, KvCache* cache, Tensor hidden) {
+  const ModelConfig& config = weights.config();
   const auto tokens = static_cast<int64_t>(batch.tokens.size());
   const int64_t rows = hidden.dim(0);
   const ParameterLayout& layout = weights.parameters().layout();
   Workspace::Scope scratch(ctx.workspace);
-  const auto take = [&] { return scratch.Take(weights.dtype(), {tokens, config.hidden_size}); };
-  FastStream in{take(), take()};
-  FastStream out{take(), take()};
+  const auto take = [&](DType dtype) { return scratch.Take(dtype, {tokens, config.hidden_size}); };
+  FastStream in{take(residual), take(weights.dtype())};
+  FastStream out{take(residual), take(weights.dtype())};
   Embedding(ctx, IndexView(batch.tokens), weights.view(layout.embedding()), in.x);
   RmsNorm(ctx, in.x, weights.view(layout.layers()[0].attention_norm), config.rms_norm_epsilon,
           in.normed, Tensor());
@@ -179,8 +181,8 @@ void ForwardLayerForTraining(const LayerPass& pass, const PackedBatch& batch, Co
   ForwardGateUp(pass, saved.mid, saved.rstd_mlp, saved.gate_up);
 }
 
-Transformer::Transformer(const ModelConfig& config, TensorObserver* observer)
-    : config_(config), observer_(observer) {}
+Transformer::Transformer(const ModelConfig& config, const Fp32Parts& fp32, TensorObserver* observer)
+    : config_(config), fp32_(fp32), observer_(observer) {}
 
 void Transformer::ForwardTrain(const ExecContext& ctx, const ModelWeights& weights,
                                const PackedBatch& batch, Recompute recompute,
@@ -189,8 +191,9 @@ void Transformer::ForwardTrain(const ExecContext& ctx, const ModelWeights& weigh
   const auto rows = static_cast<int64_t>(batch.logit_rows.size());
   HALFSTEP_CHECK_EQ(batch.positions.size(), batch.tokens.size());
   HALFSTEP_CHECK_EQ(hidden.shape(), (Shape{rows, config_.hidden_size}));
+  HALFSTEP_CHECK(hidden.dtype() == fp32_.hidden_dtype(weights.dtype()));
   TrainActivations::Impl& saved = *activations->impl_;
-  saved.Reserve(config_, weights.dtype(), batch, recompute);
+  saved.Reserve(config_, DTypesFor(weights), batch, recompute);
   if (rows == 0) return;
 
   const ParameterLayout& layout = weights.parameters().layout();
@@ -207,7 +210,7 @@ void Transformer::ForwardTrain(const ExecContext& ctx, const ModelWeights& weigh
         recompute == Recompute::kNone
             ? saved.layers[i]
             : TakeLayerActivations(
-                  config_, weights.dtype(), tokens, OutputRows(config_, i, tokens, rows),
+                  config_, DTypesFor(weights), tokens, OutputRows(config_, i, tokens, rows),
                   [&](DType dtype, Shape shape) { return scratch.Take(dtype, shape); });
     const Tensor output = i + 1 < config_.layers ? saved.inputs[i + 1] : saved.final_input;
     ForwardLayerForTraining(pass, batch, saved.inputs[i], layer);
@@ -225,15 +228,17 @@ void Transformer::ForwardInfer(const ExecContext& ctx, const ModelWeights& weigh
   HALFSTEP_CHECK_EQ(batch.positions.size(), batch.tokens.size());
   HALFSTEP_CHECK_EQ(batch.slots.size(), batch.tokens.size());
   HALFSTEP_CHECK_EQ(hidden.shape(), (Shape{rows, config_.hidden_size}));
+  HALFSTEP_CHECK(hidden.dtype() == fp32_.hidden_dtype(weights.dtype()));
+  const DType residual = fp32_.residual_dtype(weights.dtype());
   if (ctx.profile == Profile::kFast) {
-    return ForwardInferFast(ctx, config_, weights, batch, cache, hidden);
+    return ForwardInferFast(ctx, weights, residual, batch, cache, hidden);
   }
   const ParameterLayout& layout = weights.parameters().layout();
   Workspace::Scope scratch(ctx.workspace);
 
   // Two buffers in turn: a layer reads one and writes the other.
-  Tensor x = scratch.Take(weights.dtype(), {tokens, config_.hidden_size});
-  Tensor y = scratch.Take(weights.dtype(), {tokens, config_.hidden_size});
+  Tensor x = scratch.Take(residual, {tokens, config_.hidden_size});
+  Tensor y = scratch.Take(residual, {tokens, config_.hidden_size});
   Embedding(ctx, IndexView(batch.tokens), weights.view(layout.embedding()), x);
   for (int64_t i = 0; i < config_.layers; ++i) {
     const LayerPass pass = {ctx, weights, layout.layers()[i], IndexView(batch.positions)};

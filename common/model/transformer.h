@@ -3,14 +3,15 @@
 //
 // Training and inference share every block but the place where keys and values live, so the hidden
 // state of a token is the same bits on both paths. Values are rounded to the dtype at the end of
-// every operation (docs/numerics.md). Inference in the fast profile is an engine of its own, with
-// fused operations that round at fewer places.
+// every operation (docs/numerics.md), but for the parts that are asked to stay FP32. Inference in
+// the fast profile is an engine of its own, with fused operations that round at fewer places.
 #pragma once
 
 #include <cstddef>
 #include <memory>
 
 #include "common/model/batch.h"
+#include "common/model/fp32_parts.h"
 #include "common/model/kv_cache.h"
 #include "common/model/model_config.h"
 #include "common/model/model_weights.h"
@@ -27,6 +28,12 @@ enum class Recompute {
   kLayer,  // keep each layer's input and run its forward again in the backward; same bits
 };
 
+// Of what a training forward keeps.
+struct ActivationDTypes {
+  DType values = DType::kFloat16;    // those of the weights
+  DType residual = DType::kFloat16;  // of the residual stream
+};
+
 // Saved by ForwardTrain for Backward; reusable, grows to the largest batch seen. Opaque.
 class TrainActivations {
  public:
@@ -36,8 +43,8 @@ class TrainActivations {
   TrainActivations& operator=(TrainActivations&&) noexcept;
 
   // What a batch of `tokens`, `logit_rows` of them scored, takes.
-  static size_t Bytes(const ModelConfig& config, DType dtype, int64_t tokens, int64_t logit_rows,
-                      Recompute recompute);
+  static size_t Bytes(const ModelConfig& config, const ActivationDTypes& dtypes, int64_t tokens,
+                      int64_t logit_rows, Recompute recompute);
 
  private:
   friend class Transformer;
@@ -77,11 +84,14 @@ class Transformer {
  public:
   // `observer`, which outlives it, sees what ForwardTrain and Backward store, recomputation apart;
   // null costs nothing.
-  explicit Transformer(const ModelConfig& config, TensorObserver* observer = nullptr);
+  explicit Transformer(const ModelConfig& config, const Fp32Parts& fp32 = {},
+                       TensorObserver* observer = nullptr);
 
   const ModelConfig& config() const { return config_; }
+  const Fp32Parts& fp32() const { return fp32_; }
 
-  // hidden: [logit_rows, hidden_size], after the final norm, rows of batch.logit_rows only.
+  // hidden: [logit_rows, hidden_size], after the final norm, rows of batch.logit_rows only. Its
+  // dtype, here and below, is fp32().hidden_dtype of that of the weights.
   void ForwardTrain(const ExecContext& ctx, const ModelWeights& weights, const PackedBatch& batch,
                     Recompute recompute, TrainActivations* activations, Tensor hidden) const;
 
@@ -96,7 +106,12 @@ class Transformer {
                     KvCache* cache, Tensor hidden) const;
 
  private:
+  ActivationDTypes DTypesFor(const ModelWeights& weights) const {
+    return {weights.dtype(), fp32_.residual_dtype(weights.dtype())};
+  }
+
   ModelConfig config_;
+  Fp32Parts fp32_;
   TensorObserver* observer_ = nullptr;
 };
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The manual backward: each function undoes one of transformer_layer.cc, in reverse order.
-// Activation gradients are stored in the dtype and may become Inf, which the loss scaler looks for.
+// Activation gradients are stored in the dtype, those of the residual stream in that of the stream,
+// and may become Inf, which the loss scaler looks for.
 #include <array>
 #include <optional>
 
@@ -62,16 +63,17 @@ void BackwardMlp(const BackwardPass& pass, const LayerActivations& saved, ConstT
           Tensor());
   LinearBackwardWeight(ctx, dgate_up, normed, pass.gradient(layer.gate_up),
                        pass.gradient(layer.gate_up_bias));
-  LinearBackwardInput(ctx, dgate_up, weights.linear(layer.gate_up), dmid);
-  pass.Observe(StoredKind::kMlpNorm, dmid);
-  RmsNormBackward(ctx, dmid, saved.mid, weights.view(layer.mlp_norm), saved.rstd_mlp, dmid,
+  const Tensor dnormed = normed;  // its values are no longer needed
+  LinearBackwardInput(ctx, dgate_up, weights.linear(layer.gate_up), dnormed);
+  pass.Observe(StoredKind::kMlpNorm, dnormed);
+  RmsNormBackward(ctx, dnormed, saved.mid, weights.view(layer.mlp_norm), saved.rstd_mlp, dmid,
                   pass.gradient(layer.mlp_norm));
   Add(ctx, dout, dmid, Overflow::kInfinity, dmid);
   pass.Observe(StoredKind::kAttentionResidual, dmid);
 }
 
-// From the gradients of rotated q, k and of v (overwritten) to that of the layer's input.
-// dresidual: what reached the input around the attention.
+// From the gradients of rotated q, k and of v (overwritten) to that of the layer's input, dx.
+// dresidual: what reached the input around the attention; not the memory of dx.
 void BackwardHeads(const BackwardPass& pass, const LayerActivations& saved, ConstTensor x,
                    const HeadTensors& d, ConstTensor dresidual, Tensor dx) {
   const ExecContext& ctx = pass.ctx();
@@ -108,13 +110,12 @@ void BackwardHeads(const BackwardPass& pass, const LayerActivations& saved, Cons
   const Tensor dnormed = normed;  // its values are no longer needed
   LinearBackwardInput(ctx, dqkv, weights.linear(layer.qkv), dnormed);
   pass.Observe(StoredKind::kAttentionNorm, dnormed);
-  RmsNormBackward(ctx, dnormed, x, weights.view(layer.attention_norm), saved.rstd_attention,
-                  dnormed, pass.gradient(layer.attention_norm));
-  Add(ctx, dresidual, dnormed, Overflow::kInfinity, dx);
+  RmsNormBackward(ctx, dnormed, x, weights.view(layer.attention_norm), saved.rstd_attention, dx,
+                  pass.gradient(layer.attention_norm));
+  Add(ctx, dresidual, dx, Overflow::kInfinity, dx);
 }
 
-// dmid: [rows, hidden]; dx: [tokens, hidden], overwritten, may be the memory of dmid when rows =
-// tokens.
+// dmid: [rows, hidden]; dx: [tokens, hidden], overwritten, not the memory of dmid.
 void BackwardAttention(const BackwardPass& pass, const LayerActivations& saved,
                        const PackedBatch& batch, ConstTensor x, ConstTensor dmid, Tensor dx) {
   const ExecContext& ctx = pass.ctx();
@@ -134,7 +135,7 @@ void BackwardAttention(const BackwardPass& pass, const LayerActivations& saved,
                          pass.gradient(layer.attention_out_bias));
     LinearBackwardInput(ctx, dmid, out, dattention);
   } else {
-    const Tensor residual_rows = scratch.Take(pass.dtype(), x.shape());
+    const Tensor residual_rows = scratch.Take(x.dtype(), x.shape());
     Workspace::Scope inner(ctx.workspace);
     const Tensor gathered = inner.Take(pass.dtype(), {dmid.dim(0), config.q_width()});
     GatherRows(ctx, attention, rows, gathered);
@@ -171,6 +172,8 @@ void Transformer::Backward(const ExecContext& caller_ctx, const ModelWeights& we
   HALFSTEP_CHECK_EQ(dhidden.shape(), (Shape{rows, config_.hidden_size}));
   HALFSTEP_CHECK_EQ(saved.final_input.shape(), (Shape{rows, config_.hidden_size}));
   HALFSTEP_CHECK_EQ(saved.inputs[0].dim(0), tokens);
+  HALFSTEP_CHECK(saved.inputs[0].dtype() == fp32_.residual_dtype(weights.dtype()));
+  HALFSTEP_CHECK(dhidden.dtype() == fp32_.hidden_dtype(weights.dtype()));
   if (rows == 0) return;
 
   // Whatever is recomputed here saturates where the forward did, which has counted it.
@@ -178,8 +181,9 @@ void Transformer::Backward(const ExecContext& caller_ctx, const ModelWeights& we
   ctx.saturated_stores = nullptr;
 
   Workspace::Scope scratch(ctx.workspace);
-  const Tensor buffer = scratch.Take(weights.dtype(), {tokens, config_.hidden_size});
-  const Tensor dmid_buffer = scratch.Take(weights.dtype(), {tokens, config_.hidden_size});
+  const DType residual = fp32_.residual_dtype(weights.dtype());
+  const Tensor buffer = scratch.Take(residual, {tokens, config_.hidden_size});
+  const Tensor dmid_buffer = scratch.Take(residual, {tokens, config_.hidden_size});
   Tensor dx = buffer.Rows(0, rows);  // the gradient of the current layer's output
   RmsNormBackward(ctx, dhidden, saved.final_input, weights.view(layout.final_norm()),
                   saved.final_rstd, dx, gradients->view(layout.final_norm()));
@@ -196,7 +200,7 @@ void Transformer::Backward(const ExecContext& caller_ctx, const ModelWeights& we
       layer = saved.layers[i];
     } else {
       layer = TakeLayerActivations(
-          config_, weights.dtype(), tokens, dx.dim(0),
+          config_, DTypesFor(weights), tokens, dx.dim(0),
           [&](DType dtype, Shape shape) { return layer_scratch.Take(dtype, shape); });
       ForwardLayerForTraining({ctx, weights, parameters, positions}, batch, saved.inputs[i], layer);
     }

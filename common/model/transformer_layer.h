@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The parts of one decoder layer that training and inference share. Internal to common/model.
+// Tensors are in the dtype of the weights, but for those of the residual stream (x, residual, mid,
+// output), which may be FP32: products are then added to it unrounded.
 //
 //   x -> norm -> qkv -> [norm per head] -> RoPE -> attention -> out projection -> + x = mid
 //   mid -> norm -> gate_up -> SwiGLU -> down -> + mid = output

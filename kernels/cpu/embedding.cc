@@ -7,6 +7,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/dispatch_float.h"
+#include "kernels/cpu/dispatch_or_float.h"
 #include "kernels/cpu/parallel.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -28,20 +29,34 @@ void CheckTokens(ConstTensor tokens, int64_t vocabulary) {
   }
 }
 
+template <class T, class Y>
+void CopyRow(const T* from, int64_t hidden, Y* to) {
+  if constexpr (__is_same(T, Y)) {
+    std::memcpy(to, from, static_cast<size_t>(hidden) * sizeof(T));
+  } else {
+    for (int64_t i = 0; i < hidden; i += 16) {
+      const auto rest = static_cast<size_t>(hidden - i);
+      Store16(Load16(from + i, rest), to + i, rest);
+    }
+  }
+}
+
 void EmbeddingImpl(const ExecContext& ctx, ConstTensor tokens, ConstTensor table, Tensor y) {
   CheckTokens(tokens, table.dim(0));
   const int64_t hidden = table.dim(1);
-  const size_t bytes = static_cast<size_t>(hidden) * SizeOf(table.dtype());
   const int32_t* token = tokens.as<int32_t>();
-  const char* from = static_cast<const char*>(table.data());
-  char* to = static_cast<char*>(y.data());
-  ParallelRanges(ctx, tokens.dim(0), kGrainElements / std::max<int64_t>(hidden, 1),
-                 [=](int64_t begin, int64_t end, int) {
-                   for (int64_t t = begin; t < end; ++t) {
-                     std::memcpy(to + static_cast<size_t>(t) * bytes,
-                                 from + static_cast<size_t>(token[t]) * bytes, bytes);
-                   }
-                 });
+  DispatchFloat(table.dtype(), [&]<class T>() {
+    DispatchOrFloat<T>(y.dtype(), [&]<class Y>() {
+      const T* from = table.as<T>();
+      Y* to = y.as<Y>();
+      ParallelRanges(ctx, tokens.dim(0), kGrainElements / std::max<int64_t>(hidden, 1),
+                     [=](int64_t begin, int64_t end, int) {
+                       for (int64_t t = begin; t < end; ++t) {
+                         CopyRow(from + token[t] * hidden, hidden, to + t * hidden);
+                       }
+                     });
+    });
+  });
 }
 
 void EmbeddingBackwardImpl(const ExecContext& ctx, ConstTensor dy, ConstTensor tokens,

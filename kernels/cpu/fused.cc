@@ -7,6 +7,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/dispatch_float.h"
+#include "kernels/cpu/dispatch_or_float.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/workspace.h"
 
@@ -26,9 +27,9 @@ float ReciprocalRoot(float sum_of_squares, size_t width, float epsilon) {
 }
 
 // `exact` keeps the unrounded sum: [width] floats, rounded up to whole vectors.
-template <class T>
-size_t AddRmsNormRow(const T* residual, const float* delta, const T* weight, size_t width,
-                     float epsilon, float* exact, T* sum, T* y) {
+template <class R, class W, class Y>
+size_t AddRmsNormRow(const R* residual, const float* delta, const W* weight, size_t width,
+                     float epsilon, float* exact, R* sum, Y* y) {
   size_t saturated = 0;
   F32x16 squares = Zero16();
   for (size_t i = 0; i < width; i += kVirtualLanes) {
@@ -47,23 +48,33 @@ size_t AddRmsNormRow(const T* residual, const float* delta, const T* weight, siz
   return saturated;
 }
 
-void AddRmsNormImpl(const ExecContext& ctx, ConstTensor residual, ConstTensor delta,
-                    ConstTensor weight, float epsilon, Tensor sum, Tensor y) {
+template <class R, class W, class Y>
+void AddRmsNormRows(const ExecContext& ctx, ConstTensor residual, ConstTensor delta,
+                    const W* weight, float epsilon, Tensor sum, Tensor y) {
   const auto width = static_cast<size_t>(residual.dim(1));
   const size_t padded = (width + kVirtualLanes - 1) / kVirtualLanes * kVirtualLanes;
   Workspace::Scope scope(ctx.workspace);
   float* const exact = scope.Array<float>(static_cast<size_t>(Threads(ctx)) * padded);
-  DispatchFloat(residual.dtype(), [&]<class T>() {
-    const int64_t grain = kGrainElements / std::max<int64_t>(residual.dim(1), 1);
-    ParallelRanges(ctx, residual.dim(0), grain, [&](int64_t begin, int64_t end, int thread) {
-      size_t saturated = 0;
-      for (int64_t r = begin; r < end; ++r) {
-        const int64_t at = r * residual.dim(1);
-        saturated += AddRmsNormRow(residual.as<T>() + at, delta.as<float>() + at, weight.as<T>(),
-                                   width, epsilon, exact + static_cast<size_t>(thread) * padded,
-                                   sum.as<T>() + at, y.as<T>() + at);
-      }
-      CountSaturated(ctx, static_cast<int64_t>(saturated));
+  const int64_t grain = kGrainElements / std::max<int64_t>(residual.dim(1), 1);
+  ParallelRanges(ctx, residual.dim(0), grain, [&](int64_t begin, int64_t end, int thread) {
+    size_t saturated = 0;
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t at = r * residual.dim(1);
+      saturated += AddRmsNormRow(residual.as<R>() + at, delta.as<float>() + at, weight, width,
+                                 epsilon, exact + static_cast<size_t>(thread) * padded,
+                                 sum.as<R>() + at, y.as<Y>() + at);
+    }
+    CountSaturated(ctx, static_cast<int64_t>(saturated));
+  });
+}
+
+void AddRmsNormImpl(const ExecContext& ctx, ConstTensor residual, ConstTensor delta,
+                    ConstTensor weight, float epsilon, Tensor sum, Tensor y) {
+  DispatchFloat(weight.dtype(), [&]<class W>() {
+    DispatchOrFloat<W>(residual.dtype(), [&]<class R>() {
+      DispatchOrFloat<W>(y.dtype(), [&]<class Y>() {
+        AddRmsNormRows<R, W, Y>(ctx, residual, delta, weight.as<W>(), epsilon, sum, y);
+      });
     });
   });
 }

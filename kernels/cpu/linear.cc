@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "kernels/cpu/dispatch_float.h"
+#include "kernels/cpu/dispatch_or_float.h"
 #include "kernels/cpu/factors-inl.h"
 #include "kernels/cpu/gemm-inl.h"
 #include "kernels/cpu/parallel.h"
@@ -47,10 +48,10 @@ inline constexpr int kMaxSplitRows =
 constexpr int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // At most kGemmTileRows rows: one tile high, the right factor converted in registers.
-template <class T, class Y>
+template <class A, class T, class Y>
 class FewRows {
  public:
-  FewRows(const T* left, int64_t rows, const PackedRight<T>& right, const Output<Y, T>& out)
+  FewRows(const A* left, int64_t rows, const PackedRight<T>& right, const Output<Y, T>& out)
       : left_(left), rows_(rows), right_(right), out_(out) {}
 
   void Run(const ExecContext& ctx) const {
@@ -168,7 +169,7 @@ class FewRows {
     }
   }
 
-  const T* left_;
+  const A* left_;
   int64_t rows_;
   PackedRight<T> right_;
   Output<Y, T> out_;
@@ -363,36 +364,39 @@ class ManyRows {
   int64_t groups_ = 1;
 };
 
-template <class Y, class T>
+template <class A, class T, class Y>
 void Forward(const ExecContext& ctx, ConstTensor x, const LinearWeight& weight, Tensor y) {
   const int64_t out = weight.weight.dim(0), in = weight.weight.dim(1);
   const PackedRight<T> right{static_cast<const T*>(weight.packed.data()), in, out};
   const Output<Y, T> output{y.as<Y>(), weight.bias.as<T>(), out, true};
   const int64_t rows = x.dim(0);
   if (rows <= kGemmTileRows) {
-    FewRows<T, Y>(x.as<T>(), rows, right, output).Run(ctx);
+    FewRows<A, T, Y>(x.as<A>(), rows, right, output).Run(ctx);
   } else {
-    ManyRows<T, PackedRight<T>, Y>(x.as<T>(), rows, right, output).Run(ctx);
+    ManyRows<A, PackedRight<T>, Y>(x.as<A>(), rows, right, output).Run(ctx);
   }
 }
 
 void LinearImpl(const ExecContext& ctx, ConstTensor x, const LinearWeight& weight, Tensor y) {
-  DispatchFloat(x.dtype(), [&]<class T>() {
-    if (y.dtype() == DType::kFloat32) {
-      Forward<float, T>(ctx, x, weight, y);
-    } else {
-      Forward<T, T>(ctx, x, weight, y);
-    }
+  DispatchFloat(weight.weight.dtype(), [&]<class T>() {
+    if (y.dtype() != DType::kFloat32) return Forward<T, T, T>(ctx, x, weight, y);
+    DispatchOrFloat<T>(x.dtype(), [&]<class A>() { Forward<A, T, float>(ctx, x, weight, y); });
   });
+}
+
+template <class A, class T, class Y>
+void Backward(const ExecContext& ctx, ConstTensor dy, const LinearWeight& weight, Tensor dx) {
+  const int64_t out = weight.weight.dim(0), in = weight.weight.dim(1);
+  const Output<Y, T> output{dx.as<Y>(), nullptr, in, false};
+  const PlainRight<T> right{weight.weight.as<T>(), out, in};
+  ManyRows<A, PlainRight<T>, Y>(dy.as<A>(), dy.dim(0), right, output).Run(ctx);
 }
 
 void LinearBackwardInputImpl(const ExecContext& ctx, ConstTensor dy, const LinearWeight& weight,
                              Tensor dx) {
-  const int64_t out = weight.weight.dim(0), in = weight.weight.dim(1);
-  DispatchFloat(dy.dtype(), [&]<class T>() {
-    const Output<T, T> output{dx.as<T>(), nullptr, in, false};
-    const PlainRight<T> right{weight.weight.as<T>(), out, in};
-    ManyRows<T, PlainRight<T>, T>(dy.as<T>(), dy.dim(0), right, output).Run(ctx);
+  DispatchFloat(weight.weight.dtype(), [&]<class T>() {
+    if (dy.dtype() != DType::kFloat32) return Backward<T, T, T>(ctx, dy, weight, dx);
+    DispatchOrFloat<T>(dx.dtype(), [&]<class Y>() { Backward<float, T, Y>(ctx, dy, weight, dx); });
   });
 }
 

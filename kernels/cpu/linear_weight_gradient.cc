@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "kernels/cpu/dispatch_float.h"
+#include "kernels/cpu/dispatch_or_float.h"
 #include "kernels/cpu/gemm-inl.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/workspace.h"
@@ -32,12 +33,12 @@ struct Rectangle {
   int64_t out_begin, out_end, in_begin, in_end;
 };
 
-template <class T>
+template <class Dy, class X>
 class WeightGradient {
  public:
   WeightGradient(ConstTensor dy, ConstTensor x, Tensor dweight, Tensor dbias)
-      : dy_(dy.as<T>()),
-        x_(x.as<T>()),
+      : dy_(dy.as<Dy>()),
+        x_(x.as<X>()),
         dweight_(dweight.as<float>()),
         dbias_(dbias.as<float>()),
         tokens_(x.dim(0)),
@@ -131,7 +132,7 @@ class WeightGradient {
 
   // [steps, kPackedRows] FP32 copies of dy[token.., begin..end).
   void PackLeft(int64_t token, int64_t steps, int64_t begin, int64_t end, float* to) const {
-    const T* from = dy_ + token * out_ + begin;
+    const Dy* from = dy_ + token * out_ + begin;
     const auto count = static_cast<size_t>(out_ - begin >= kPackedRows ? kPackedRows : end - begin);
     for (int64_t k = 0; k < steps; ++k, from += out_, to += kPackedRows) {
       const F32x16 v = Load16(from, count);
@@ -142,7 +143,7 @@ class WeightGradient {
   // [32 / kTileColumns, steps, kTileColumns] FP32 copies of x[token.., in..), zero beyond
   // `columns`.
   void ConvertRight(int64_t token, int64_t steps, int64_t in, int64_t columns, float* to) const {
-    const T* from = x_ + token * in_ + in;
+    const X* from = x_ + token * in_ + in;
     const auto low = static_cast<size_t>(columns);
     const size_t high = low > 16 ? low - 16 : 0;
     float* const second = to + (kTileColumns == 16 ? 16 * steps : 16);
@@ -190,14 +191,14 @@ class WeightGradient {
     for (int64_t o = part.out_begin; o < part.out_end; o += 16) {
       const auto count = static_cast<size_t>(std::min<int64_t>(16, part.out_end - o));
       F32x16 sum = Load16(dbias_ + o, count);
-      const T* from = dy_ + token * out_ + o;
+      const Dy* from = dy_ + token * out_ + o;
       for (int64_t k = 0; k < steps; ++k, from += out_) sum = sum + Load16(from, count);
       Store16(sum, dbias_ + o, count);
     }
   }
 
-  const T* dy_;
-  const T* x_;
+  const Dy* dy_;
+  const X* x_;
   float* dweight_;
   float* dbias_;
   int64_t tokens_;
@@ -207,7 +208,10 @@ class WeightGradient {
 
 void LinearBackwardWeightImpl(const ExecContext& ctx, ConstTensor dy, ConstTensor x, Tensor dweight,
                               Tensor dbias) {
-  DispatchFloat(x.dtype(), [&]<class T>() { WeightGradient<T>(dy, x, dweight, dbias).Run(ctx); });
+  DispatchFloat(x.dtype(), [&]<class X>() {
+    DispatchOrFloat<X>(dy.dtype(),
+                       [&]<class Dy>() { WeightGradient<Dy, X>(dy, x, dweight, dbias).Run(ctx); });
+  });
 }
 
 }  // namespace halfstep::cpu::HWY_NAMESPACE

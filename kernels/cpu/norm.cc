@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "kernels/cpu/dispatch_float.h"
+#include "kernels/cpu/dispatch_or_float.h"
 #include "kernels/cpu/parallel.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -36,8 +37,8 @@ HWY_INLINE float SumOfSquares(const T* HWY_RESTRICT x, size_t width) {
 }
 
 // x and y may be the same row.
-template <class T>
-HWY_INLINE size_t NormRow(const T* x, const T* weight, size_t width, float rstd, T* y) {
+template <class X, class W, class Y>
+HWY_INLINE size_t NormRow(const X* x, const W* weight, size_t width, float rstd, Y* y) {
   const F32x16 scale = Set16(rstd);
   size_t saturated = 0;
   size_t i = 0;
@@ -53,9 +54,9 @@ HWY_INLINE size_t NormRow(const T* x, const T* weight, size_t width, float rstd,
 }
 
 // dx = rstd * (dy * weight - x * mean(dy * weight * x) * rstd^2)
-template <class T>
-HWY_INLINE void NormBackwardRow(const T* dy, const T* x, const T* weight, size_t width, float rstd,
-                                T* dx) {
+template <class Dy, class X, class W>
+HWY_INLINE void NormBackwardRow(const Dy* dy, const X* x, const W* weight, size_t width, float rstd,
+                                X* dx) {
   F32x16 dot = Zero16();
   for (size_t i = 0; i < width; i += kVirtualLanes) {
     const size_t rest = width - i;
@@ -73,8 +74,8 @@ HWY_INLINE void NormBackwardRow(const T* dy, const T* x, const T* weight, size_t
 
 // `Vectors` neighbouring vectors of dweight, of which the last holds `last` columns: as many
 // independent chains over the rows, each continuing from what dweight holds.
-template <size_t Vectors, class T>
-HWY_INLINE void WeightGradientColumns(const T* dy, const T* x, const float* rstd, int64_t rows,
+template <size_t Vectors, class Dy, class X>
+HWY_INLINE void WeightGradientColumns(const Dy* dy, const X* x, const float* rstd, int64_t rows,
                                       int64_t width, size_t last, float* dweight) {
   constexpr size_t kWhole = Vectors - 1;
   F32x16 sum[Vectors];
@@ -94,8 +95,8 @@ HWY_INLINE void WeightGradientColumns(const T* dy, const T* x, const float* rstd
 }
 
 // Columns [begin, end) of dweight.
-template <class T>
-void WeightGradient(const T* dy, const T* x, const float* rstd, int64_t rows, int64_t width,
+template <class Dy, class X>
+void WeightGradient(const Dy* dy, const X* x, const float* rstd, int64_t rows, int64_t width,
                     int64_t begin, int64_t end, float* dweight) {
   for (int64_t i = begin; i < end;) {
     const int64_t vectors = std::min<int64_t>((end - i + 15) / 16, 4);
@@ -118,53 +119,70 @@ void WeightGradient(const T* dy, const T* x, const float* rstd, int64_t rows, in
   }
 }
 
+template <class X, class W, class Y>
+void NormRows(const ExecContext& ctx, ConstTensor x, const W* weight, float epsilon, Tensor y,
+              float* rstd) {
+  const int64_t width = x.dim(1);
+  const X* from = x.as<X>();
+  Y* to = y.as<Y>();
+  const int64_t grain = kGrainElements / std::max<int64_t>(width, 1);
+  ParallelRanges(ctx, x.dim(0), grain, [=, &ctx](int64_t begin, int64_t end, int) {
+    size_t saturated = 0;
+    for (int64_t r = begin; r < end; ++r) {
+      const size_t n = static_cast<size_t>(width);
+      const float mean = SumOfSquares(from + r * width, n) / static_cast<float>(width);
+      const float scale = 1.0f / hn::GetLane(hn::Sqrt(hn::Set(kF32, mean + epsilon)));
+      saturated += NormRow(from + r * width, weight, n, scale, to + r * width);
+      if (rstd != nullptr) rstd[r] = scale;
+    }
+    CountSaturated(ctx, static_cast<int64_t>(saturated));
+  });
+}
+
 void RmsNormImpl(const ExecContext& ctx, ConstTensor x, ConstTensor weight, float epsilon, Tensor y,
                  Tensor rstd) {
-  const int64_t width = x.dim(1);
-  DispatchFloat(x.dtype(), [&]<class T>() {
-    const T* from = x.as<T>();
-    const T* w = weight.as<T>();
-    T* to = y.as<T>();
-    float* saved = rstd.as<float>();
-    const int64_t grain = kGrainElements / std::max<int64_t>(width, 1);
-    ParallelRanges(ctx, x.dim(0), grain, [=, &ctx](int64_t begin, int64_t end, int) {
-      size_t saturated = 0;
-      for (int64_t r = begin; r < end; ++r) {
-        const size_t n = static_cast<size_t>(width);
-        const float mean = SumOfSquares(from + r * width, n) / static_cast<float>(width);
-        const float scale = 1.0f / hn::GetLane(hn::Sqrt(hn::Set(kF32, mean + epsilon)));
-        saturated += NormRow(from + r * width, w, n, scale, to + r * width);
-        if (saved != nullptr) saved[r] = scale;
-      }
-      CountSaturated(ctx, static_cast<int64_t>(saturated));
+  DispatchFloat(weight.dtype(), [&]<class W>() {
+    DispatchOrFloat<W>(x.dtype(), [&]<class X>() {
+      DispatchOrFloat<W>(y.dtype(), [&]<class Y>() {
+        NormRows<X, W, Y>(ctx, x, weight.as<W>(), epsilon, y, rstd.as<float>());
+      });
     });
   });
 }
 
-void RmsNormBackwardImpl(const ExecContext& ctx, ConstTensor dy, ConstTensor x, ConstTensor weight,
-                         ConstTensor rstd, Tensor dx, Tensor dweight) {
+template <class Dy, class X, class W>
+void NormRowsBackward(const ExecContext& ctx, ConstTensor dy, ConstTensor x, const W* weight,
+                      const float* rstd, Tensor dx, float* dweight) {
   const int64_t rows = x.dim(0);
   const int64_t width = x.dim(1);
-  const float* scale = rstd.as<float>();
-  DispatchFloat(x.dtype(), [&]<class T>() {
-    const T* dout = dy.as<T>();
-    const T* in = x.as<T>();
-    const T* w = weight.as<T>();
-    // Before dx, which may be the memory of dy.
-    const int64_t vectors = (width + 15) / 16;
-    ParallelRanges(ctx, vectors, kGrainElements / std::max<int64_t>(16 * rows, 1),
-                   [=](int64_t begin, int64_t end, int) {
-                     WeightGradient(dout, in, scale, rows, width, begin * 16,
-                                    std::min(end * 16, width), dweight.as<float>());
-                   });
-    T* to = dx.as<T>();
-    ParallelRanges(ctx, rows, kGrainElements / std::max<int64_t>(width, 1),
-                   [=](int64_t begin, int64_t end, int) {
-                     for (int64_t r = begin; r < end; ++r) {
-                       NormBackwardRow(dout + r * width, in + r * width, w,
-                                       static_cast<size_t>(width), scale[r], to + r * width);
-                     }
-                   });
+  const Dy* dout = dy.as<Dy>();
+  const X* in = x.as<X>();
+  // Before dx, which may be the memory of dy.
+  const int64_t vectors = (width + 15) / 16;
+  ParallelRanges(ctx, vectors, kGrainElements / std::max<int64_t>(16 * rows, 1),
+                 [=](int64_t begin, int64_t end, int) {
+                   WeightGradient(dout, in, rstd, rows, width, begin * 16,
+                                  std::min(end * 16, width), dweight);
+                 });
+  X* to = dx.as<X>();
+  ParallelRanges(ctx, rows, kGrainElements / std::max<int64_t>(width, 1),
+                 [=](int64_t begin, int64_t end, int) {
+                   for (int64_t r = begin; r < end; ++r) {
+                     NormBackwardRow(dout + r * width, in + r * width, weight,
+                                     static_cast<size_t>(width), rstd[r], to + r * width);
+                   }
+                 });
+}
+
+void RmsNormBackwardImpl(const ExecContext& ctx, ConstTensor dy, ConstTensor x, ConstTensor weight,
+                         ConstTensor rstd, Tensor dx, Tensor dweight) {
+  DispatchFloat(weight.dtype(), [&]<class W>() {
+    DispatchOrFloat<W>(x.dtype(), [&]<class X>() {
+      DispatchOrFloat<W>(dy.dtype(), [&]<class Dy>() {
+        NormRowsBackward<Dy, X, W>(ctx, dy, x, weight.as<W>(), rstd.as<float>(), dx,
+                                   dweight.as<float>());
+      });
+    });
   });
 }
 

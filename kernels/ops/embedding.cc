@@ -18,7 +18,8 @@ void CheckShapes(ConstTensor tokens, ConstTensor table, ConstTensor y) {
 
 void Embedding(const ExecContext& ctx, ConstTensor tokens, ConstTensor table, Tensor y) {
   CheckShapes(tokens, table, y);
-  HALFSTEP_CHECK(table.dtype() == y.dtype() && IsFloat(y.dtype()));
+  HALFSTEP_CHECK(IsFloat(table.dtype()));
+  HALFSTEP_CHECK(y.dtype() == table.dtype() || y.dtype() == DType::kFloat32);
   HALFSTEP_DISPATCH(ctx, Embedding, tokens, table, y);
 }
 

@@ -8,7 +8,7 @@
 namespace halfstep {
 
 // y[t, :] = table[tokens[t], :]. tokens: int32 [tokens], within the table (CHECKed); table: [vocab,
-// hidden].
+// hidden]; y: [tokens, hidden] in the dtype of the table or FP32.
 void Embedding(const ExecContext& ctx, ConstTensor tokens, ConstTensor table, Tensor y);
 
 // dtable (FP32 [vocab, hidden]) accumulates dy rows in ascending token order.

@@ -23,8 +23,10 @@ void AddRmsNorm(const ExecContext& ctx, ConstTensor residual, ConstTensor delta,
   HALFSTEP_CHECK_EQ(y.shape(), residual.shape());
   HALFSTEP_CHECK_EQ(weight.shape(), (Shape{residual.dim(1)}));
   HALFSTEP_CHECK(delta.dtype() == DType::kFloat32);
-  HALFSTEP_CHECK(IsFloat(residual.dtype()) && sum.dtype() == residual.dtype() &&
-                 y.dtype() == residual.dtype() && weight.dtype() == residual.dtype());
+  HALFSTEP_CHECK(IsFloat(weight.dtype()));
+  HALFSTEP_CHECK(residual.dtype() == weight.dtype() || residual.dtype() == DType::kFloat32);
+  HALFSTEP_CHECK(sum.dtype() == residual.dtype());
+  HALFSTEP_CHECK(y.dtype() == weight.dtype() || y.dtype() == DType::kFloat32);
   HALFSTEP_DISPATCH(ctx, AddRmsNorm, residual, delta, weight, epsilon, sum, y);
 }
 

@@ -10,8 +10,8 @@
 namespace halfstep {
 
 // sum = residual + delta, rounded on the store; y = RmsNorm of the *unrounded* sum (ops/norm.h).
-// residual, sum, y: [rows, width] of one dtype (sum may be the memory of residual); delta: FP32
-// [rows, width]; weight: [width] in that dtype.
+// residual, sum: [rows, width] of one dtype (may be the same memory), which is that of the weight
+// or FP32; delta: FP32 [rows, width]; weight: [width]; y: [rows, width], likewise of either dtype.
 void AddRmsNorm(const ExecContext& ctx, ConstTensor residual, ConstTensor delta, ConstTensor weight,
                 float epsilon, Tensor sum, Tensor y);
 

@@ -11,7 +11,7 @@ void CheckWeight(const ExecContext& ctx, ConstTensor rows, const LinearWeight& w
   HALFSTEP_CHECK_EQ(rows.rank(), 2);
   HALFSTEP_CHECK_EQ(weight.weight.rank(), 2);
   HALFSTEP_CHECK(IsFloat(weight.weight.dtype()));
-  HALFSTEP_CHECK(rows.dtype() == weight.weight.dtype());
+  HALFSTEP_CHECK(rows.dtype() == weight.weight.dtype() || rows.dtype() == DType::kFloat32);
   HALFSTEP_CHECK_EQ(weight.packed.bytes(),
                     PackedLinearBytes(ctx.device, weight.weight.dtype(), weight.weight.dim(0),
                                       weight.weight.dim(1)));
@@ -54,7 +54,7 @@ void LinearBackwardInput(const ExecContext& ctx, ConstTensor dy, const LinearWei
   CheckWeight(ctx, dy, weight);
   HALFSTEP_CHECK_EQ(dy.dim(1), weight.weight.dim(0));
   HALFSTEP_CHECK_EQ(dx.shape(), (Shape{dy.dim(0), weight.weight.dim(1)}));
-  HALFSTEP_CHECK(dx.dtype() == dy.dtype());
+  HALFSTEP_CHECK(dx.dtype() == weight.weight.dtype() || dx.dtype() == dy.dtype());
   HALFSTEP_DISPATCH(ctx, LinearBackwardInput, dy, weight, dx);
 }
 
@@ -63,7 +63,8 @@ void LinearBackwardWeight(const ExecContext& ctx, ConstTensor dy, ConstTensor x,
   HALFSTEP_CHECK_EQ(dy.rank(), 2);
   HALFSTEP_CHECK_EQ(x.rank(), 2);
   HALFSTEP_CHECK_EQ(dy.dim(0), x.dim(0));
-  HALFSTEP_CHECK(IsFloat(x.dtype()) && dy.dtype() == x.dtype());
+  HALFSTEP_CHECK(IsFloat(x.dtype()));
+  HALFSTEP_CHECK(dy.dtype() == x.dtype() || dy.dtype() == DType::kFloat32);
   HALFSTEP_CHECK_EQ(dweight.shape(), (Shape{dy.dim(1), x.dim(1)}));
   HALFSTEP_CHECK(dweight.dtype() == DType::kFloat32);
   if (!dbias.empty()) {

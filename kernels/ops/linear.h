@@ -29,17 +29,20 @@ size_t PackedLinearBytes(Device device, DType dtype, int64_t out_features, int64
 void PackLinear(const ExecContext& ctx, ConstTensor weight, Tensor packed);
 
 // y[t, o] = sum_i x[t, i] weight[o, i] + bias[o].
-// x: [tokens, in], y: [tokens, out] in the dtype of x, or FP32 (no rounding: the LM head).
+// x: [tokens, in] in the dtype of the weight, y: [tokens, out] likewise, or FP32 (no rounding). x
+// may be FP32 where y is; the weight is then converted exactly.
 void Linear(const ExecContext& ctx, ConstTensor x, const LinearWeight& weight, Tensor y);
 
-// dx[t, i] = sum_o dy[t, o] weight[o, i], ascending o. dy: [tokens, out]; dx: [tokens, in],
-// overwritten. Stores may become Inf: the loss scaler looks for it.
+// dx[t, i] = sum_o dy[t, o] weight[o, i], ascending o. dy: [tokens, out] in the dtype of the weight
+// or FP32; dx: [tokens, in] in that of the weight, or with dy FP32; overwritten. Stores may become
+// Inf: the loss scaler looks for it.
 void LinearBackwardInput(const ExecContext& ctx, ConstTensor dy, const LinearWeight& weight,
                          Tensor dx);
 
 // dweight[o, i] += sum_t dy[t, o] x[t, i], ascending t, continuing the chain that `dweight` holds,
-// so a different split of the tokens over calls changes no bit. dweight: FP32 [out, in]. dbias
-// (FP32 [out], may be empty) accumulates sum_t dy[t, o] in the same order.
+// so a different split of the tokens over calls changes no bit. dy: in the dtype of x or FP32;
+// dweight: FP32 [out, in]. dbias (FP32 [out], may be empty) accumulates sum_t dy[t, o] in the same
+// order.
 void LinearBackwardWeight(const ExecContext& ctx, ConstTensor dy, ConstTensor x, Tensor dweight,
                           Tensor dbias);
 

@@ -17,7 +17,7 @@ void CheckHead(ConstTensor hidden, const LinearWeight& head, ConstTensor targets
   HALFSTEP_CHECK_EQ(hidden.rank(), 2);
   HALFSTEP_CHECK_EQ(head.weight.rank(), 2);
   HALFSTEP_CHECK_EQ(hidden.dim(1), head.weight.dim(1));
-  HALFSTEP_CHECK(hidden.dtype() == head.weight.dtype());
+  HALFSTEP_CHECK(hidden.dtype() == head.weight.dtype() || hidden.dtype() == DType::kFloat32);
   HALFSTEP_CHECK_GT(head.weight.dim(0), 0);
   HALFSTEP_CHECK_GT(temperature, 0.0f);
   CheckRows(targets, DType::kInt32, hidden.dim(0));

@@ -12,7 +12,8 @@
 
 namespace halfstep {
 
-// hidden: [rows, hidden]; head.weight: [vocab, hidden]; targets: int32 [rows], below vocab.
+// hidden: [rows, hidden] in the dtype of the head or FP32; head.weight: [vocab, hidden]; targets:
+// int32 [rows], below vocab.
 // Chunks over rows, so that FP32 logits never exist for more than a few rows at a time.
 // log_probs: FP32 [rows]. entropy: FP32 [rows], nats, or empty. lse: FP32 [rows], log-sum-exp of
 // logits / temperature, saved for the backward, or empty. A row with a non-finite logit gives NaN.
@@ -31,8 +32,8 @@ struct EntropyTerm {
 // `hidden` after the multiplication (dlog_probs carries the loss scale).
 // With an entropy term, weights[r] * p[r, j] * (log p[r, j] + H[r]) / temperature is added before
 // that rounding; a row of weight 0 has the bits of a row without it.
-// dlog_probs: FP32 [rows]; dhidden: [rows, hidden], overwritten; dhead: FP32 [vocab, hidden],
-// accumulates in ascending row order.
+// dlog_probs: FP32 [rows]; dhidden: [rows, hidden] in that dtype, overwritten; dhead: FP32 [vocab,
+// hidden], accumulates in ascending row order.
 void LmHeadLogProbBackward(const ExecContext& ctx, ConstTensor dlog_probs, ConstTensor hidden,
                            const LinearWeight& head, ConstTensor targets, float temperature,
                            ConstTensor lse, Tensor dhidden, Tensor dhead,

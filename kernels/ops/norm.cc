@@ -7,10 +7,14 @@
 namespace halfstep {
 namespace {
 
+bool IsOneOrFloat32(DType dtype, DType one) { return dtype == one || dtype == DType::kFloat32; }
+
 void CheckShapes(ConstTensor x, ConstTensor weight, ConstTensor rstd, ConstTensor y) {
   HALFSTEP_CHECK_EQ(x.rank(), 2);
   HALFSTEP_CHECK_EQ(x.shape(), y.shape());
-  HALFSTEP_CHECK(x.dtype() == y.dtype() && x.dtype() == weight.dtype() && IsFloat(x.dtype()));
+  HALFSTEP_CHECK(IsFloat(weight.dtype()));
+  HALFSTEP_CHECK(IsOneOrFloat32(x.dtype(), weight.dtype()));
+  HALFSTEP_CHECK(IsOneOrFloat32(y.dtype(), weight.dtype()));
   HALFSTEP_CHECK_EQ(weight.shape(), (Shape{x.dim(1)}));
   if (rstd.empty()) return;
   HALFSTEP_CHECK_EQ(rstd.shape(), (Shape{x.dim(0)}));
@@ -27,9 +31,9 @@ void RmsNorm(const ExecContext& ctx, ConstTensor x, ConstTensor weight, float ep
 
 void RmsNormBackward(const ExecContext& ctx, ConstTensor dy, ConstTensor x, ConstTensor weight,
                      ConstTensor rstd, Tensor dx, Tensor dweight) {
-  CheckShapes(x, weight, rstd, dx);
-  HALFSTEP_CHECK_EQ(dy.shape(), x.shape());
-  HALFSTEP_CHECK(dy.dtype() == x.dtype());
+  CheckShapes(x, weight, rstd, dy);
+  HALFSTEP_CHECK_EQ(dx.shape(), x.shape());
+  HALFSTEP_CHECK(dx.dtype() == x.dtype());
   HALFSTEP_CHECK(!rstd.empty());
   HALFSTEP_CHECK_EQ(dweight.shape(), weight.shape());
   HALFSTEP_CHECK(dweight.dtype() == DType::kFloat32);

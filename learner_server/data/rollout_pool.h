@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "common/model/fp32_parts.h"
 #include "common/trajectory/trajectory.h"
 #include "common/weight_sync/weight_set.h"
 #include "kernels/dtype.h"
@@ -40,6 +41,7 @@ struct RolloutJob {
   std::vector<ModelFile> files;  // config.json, tokenizer.json, generation_config.json
   int64_t vocab_size = 0;        // token ids of samples are checked against it
   DType precision = DType::kFloat16;
+  Fp32Parts fp32;
   Profile profile = Profile::kBitwise;
   int64_t max_sequence_tokens = 0;
   int64_t max_sequences = 0;

@@ -218,6 +218,8 @@ void RolloutCoordinator::SendLoadJob(RolloutSession& session) {
   load->set_job_epoch(spec.epoch);
   load->set_model_digest(job_->model_digest);
   load->set_precision(ToProto(spec.precision));
+  load->set_fp32_residual(spec.fp32.residual);
+  load->set_fp32_head(spec.fp32.head);
   load->set_profile(spec.profile == Profile::kBitwise ? v1::PROFILE_BITWISE : v1::PROFILE_FAST);
   load->set_max_sequence_tokens(spec.max_sequence_tokens);
   load->set_max_sequences(spec.max_sequences);

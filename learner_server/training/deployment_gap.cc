@@ -32,6 +32,7 @@ absl::StatusOr<DeploymentGap> MeasureDeploymentGap(const ExecContext& ctx,
   for (const Trajectory& trajectory : sampled) sequences.push_back(SequenceOf(trajectory));
   ScoreOptions score;
   score.temperature = options.temperature;
+  score.fp32 = options.fp32;
   score.micro_batch_tokens = options.micro_batch_tokens;
   if (options.go_on) score.go_on = [&](int64_t) { return options.go_on(); };
   HALFSTEP_ASSIGN_OR_RETURN(const std::vector<std::vector<float>> learner,

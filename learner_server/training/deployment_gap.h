@@ -7,6 +7,7 @@
 #include <span>
 
 #include "absl/status/statusor.h"
+#include "common/model/fp32_parts.h"
 #include "common/model/model_weights.h"
 #include "common/trajectory/trajectory.h"
 #include "kernels/exec_context.h"
@@ -25,6 +26,7 @@ struct DeploymentGap {
 
 struct DeploymentGapOptions {
   float temperature = 1;  // at which the responses were sampled
+  Fp32Parts fp32;         // of both engines
   int64_t micro_batch_tokens = 4096;
   std::function<bool()> go_on;  // asked between micro-batches; may be empty
 };

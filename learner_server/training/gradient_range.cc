@@ -27,8 +27,9 @@ void GradientRange::AddLogits(std::span<const float> dlog_probs, float temperatu
   if (!watching_) return;
   for (const float dlog_prob : dlog_probs) {
     const double bound = std::abs(static_cast<double>(dlog_prob)) / temperature;
-    const bool held = std::isfinite(bound) && (dtype_ != DType::kFloat16 || bound <= kFloat16Max);
-    if (held) largest_ = std::max(largest_, bound);
+    const bool fp16 = logits_ == DType::kFloat16;
+    const bool held = std::isfinite(bound) && (!fp16 || bound <= kFloat16Max);
+    if (held && fp16) largest_ = std::max(largest_, bound);
     if (!held && first_non_finite_.empty()) first_non_finite_ = "logits";
   }
 }
@@ -37,7 +38,7 @@ void GradientRange::Observe(StoredPass pass, StoredKind kind, int64_t layer, Con
   if (!watching_ || pass != StoredPass::kBackward) return;
   RangeStatistics statistics;
   statistics.Add(values);
-  largest_ = std::max(largest_, statistics.largest);
+  if (values.dtype() == DType::kFloat16) largest_ = std::max(largest_, statistics.largest);
   if (statistics.non_finite > 0 && first_non_finite_.empty()) {
     first_non_finite_ = PlaceName({layer, kind}, layers_);
   }

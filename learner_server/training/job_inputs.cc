@@ -145,6 +145,7 @@ RolloutJob MakeRolloutJob(const JobSettings& settings, const JobInputs& inputs, 
   job.files = inputs.files;
   job.vocab_size = inputs.model.config.vocab_size;
   job.precision = settings.rollout_dtype;
+  job.fp32 = settings.fp32;
   job.profile = settings.profile;
   job.max_sequence_tokens = inputs.max_sequence_tokens;
   job.max_sequences = std::min(settings.prompts * settings.samples, kMaxSequencesPerRollout);

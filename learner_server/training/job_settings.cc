@@ -72,9 +72,15 @@ absl::StatusOr<LossScaleOptions> LossScaleOf(const v1::TrainingJobSpec& spec, DT
   return options;
 }
 
+Fp32Parts Fp32PartsOf(const v1::PrecisionSpec& precision) {
+  return {.residual = precision.residual() == v1::PRECISION_FP32,
+          .head = precision.head() == v1::PRECISION_FP32};
+}
+
 absl::StatusOr<TrainStepOptions> TrainStepOptionsOf(const v1::TrainingJobSpec& spec) {
   const v1::OptimizerSpec& optimizer = spec.optimizer();
   TrainStepOptions options;
+  options.fp32 = Fp32PartsOf(spec.precision());
   HALFSTEP_ASSIGN_OR_RETURN(options.algorithm, ResolveAlgorithm(spec));
   options.schedule = ScheduleOf(spec);
   options.micro_batch_tokens = spec.batch().micro_batch_tokens();
@@ -131,6 +137,7 @@ absl::StatusOr<JobSettings> MakeJobSettings(const v1::TrainingJobSpec& spec,
   settings.profile = spec.profile() == v1::PROFILE_FAST ? Profile::kFast : Profile::kBitwise;
   settings.rollout_dtype = ComputeDType(spec.precision().rollout());
   settings.learner_dtype = ComputeDType(spec.precision().learner());
+  settings.fp32 = Fp32PartsOf(spec.precision());
   settings.prompts = spec.batch().prompts();
   settings.samples = spec.batch().samples();
   settings.updates = spec.batch().updates();

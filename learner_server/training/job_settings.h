@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "common/model/fp32_parts.h"
 #include "common/trajectory/trajectory.h"
 #include "kernels/dtype.h"
 #include "kernels/exec_context.h"
@@ -41,6 +42,7 @@ struct JobSettings {
   Profile profile = Profile::kBitwise;
   DType rollout_dtype = DType::kFloat16;
   DType learner_dtype = DType::kFloat16;
+  Fp32Parts fp32;  // of both sides
 
   int64_t prompts = 0;  // per step; rows for supervised jobs
   int64_t samples = 1;

@@ -23,16 +23,18 @@ int64_t MicroBatchTokens(const JobSettings& settings, int64_t max_sequence_token
 }
 
 size_t ActivationBytes(const JobSettings& settings, const ModelConfig& config, int64_t tokens) {
-  const DType dtype = settings.learner_dtype;
+  const DType hidden = settings.fp32.hidden_dtype(settings.learner_dtype);
+  const ActivationDTypes dtypes = {settings.learner_dtype,
+                                   settings.fp32.residual_dtype(settings.learner_dtype)};
   const Recompute recompute = settings.train_step.recompute;
   ModelConfig layer = config;
   layer.layers = 1;
   // The backward holds the gradients of about what a layer keeps, and what it recomputes.
   const size_t layers = recompute == Recompute::kLayer ? 2 : 1;
   const size_t temporaries =
-      layers * TrainActivations::Bytes(layer, dtype, tokens, tokens, Recompute::kNone);
-  const size_t head = 2 * static_cast<size_t>(tokens * config.hidden_size) * SizeOf(dtype);
-  return TrainActivations::Bytes(config, dtype, tokens, tokens, recompute) + temporaries + head;
+      layers * TrainActivations::Bytes(layer, dtypes, tokens, tokens, Recompute::kNone);
+  const size_t head = 2 * static_cast<size_t>(tokens * config.hidden_size) * SizeOf(hidden);
+  return TrainActivations::Bytes(config, dtypes, tokens, tokens, recompute) + temporaries + head;
 }
 
 }  // namespace

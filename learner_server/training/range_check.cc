@@ -73,7 +73,7 @@ class RangePass {
         weights_(weights),
         report_(report),
         observer_(report),
-        transformer_(weights.config(), &observer_),
+        transformer_(weights.config(), report->fp32, &observer_),
         gradients_(weights.parameters().shared_layout()) {}
 
   void Run(std::span<const MicroBatch> batches, double scale) {
@@ -100,8 +100,9 @@ class RangePass {
   bool RunBatch(const PackedBatch& batch, double scale) {
     const auto rows = static_cast<int64_t>(batch.logit_rows.size());
     const int64_t width = weights_.config().hidden_size;
-    OwnedTensor hidden("hidden", weights_.dtype(), {rows, width});
-    OwnedTensor dhidden("dhidden", weights_.dtype(), {rows, width});
+    const DType dtype = report_->fp32.hidden_dtype(weights_.dtype());
+    OwnedTensor hidden("hidden", dtype, {rows, width});
+    OwnedTensor dhidden("dhidden", dtype, {rows, width});
     std::vector<float> log_probs(rows), lse(rows);
     const auto view = [rows](std::vector<float>& values) {
       return Tensor(values.data(), DType::kFloat32, {rows});
@@ -142,21 +143,32 @@ class RangePass {
   TrainActivations activations_;
 };
 
-using Entry = std::pair<const RangeReport::Place, RangeStatistics>;
+using Places = std::map<RangeReport::Place, RangeStatistics>;
+using Entry = Places::value_type;
 
 // The first place, in the order of the forward, that `bad` is true of.
 template <class Predicate>
-const Entry* FirstWhere(const std::map<RangeReport::Place, RangeStatistics>& places,
-                        Predicate&& bad) {
+const Entry* FirstWhere(const Places& places, Predicate&& bad) {
   for (const Entry& entry : places) {
-    if (bad(entry.second)) return &entry;
+    if (bad(entry)) return &entry;
   }
   return nullptr;
 }
 
-const Entry* LargestOf(const std::map<RangeReport::Place, RangeStatistics>& places) {
+bool NotFinite(const Entry& entry) { return entry.second.non_finite > 0; }
+
+// The first place beyond FP16 of those that do not stay FP32 with `fp32`.
+const Entry* FirstBeyond(const RangeReport& report, const Fp32Parts& fp32) {
+  return FirstWhere(report.activations, [&](const Entry& entry) {
+    return entry.second.saturated > 0 && !StaysFp32(entry.first.second, fp32);
+  });
+}
+
+// Of those places that are stored in the dtype.
+const Entry* LargestOf(const RangeReport& report, const Places& places) {
   const Entry* largest = nullptr;
   for (const Entry& entry : places) {
+    if (StaysFp32(entry.first.second, report.fp32)) continue;
     if (largest == nullptr || entry.second.largest > largest->second.largest) largest = &entry;
   }
   return largest;
@@ -164,12 +176,9 @@ const Entry* LargestOf(const std::map<RangeReport::Place, RangeStatistics>& plac
 
 // The scale to try after `scale`; 0 when the backward overflows whatever it is.
 double NextScale(const RangeReport& report, double scale) {
-  const bool overflows = FirstWhere(report.gradients, [](const RangeStatistics& statistics) {
-    return statistics.non_finite > 0;
-  });
   double next = scale / 2;
-  if (!overflows) {
-    const Entry* largest = LargestOf(report.gradients);
+  if (FirstWhere(report.gradients, NotFinite) == nullptr) {
+    const Entry* largest = LargestOf(report, report.gradients);
     const bool nothing = largest == nullptr || largest->second.largest == 0;
     next = nothing ? kMaxScale : scale * FittingFactor(largest->second.largest);
   }
@@ -180,39 +189,92 @@ std::string Share(int64_t part, int64_t whole) {
   return absl::StrFormat("%.2g %%", 100.0 * static_cast<double>(part) / static_cast<double>(whole));
 }
 
+// Why a model whose forward is finite cannot be trained in FP16; empty if it can.
+std::string Obstacle(const RangeReport& report, int64_t layers) {
+  if (const Entry* over = FirstBeyond(report, report.fp32)) {
+    const std::string largest = report.dtype == DType::kFloat16
+                                    ? ""
+                                    : absl::StrFormat(", the largest %.4g", over->second.largest);
+    return absl::StrCat(PlaceName(over->first, layers), " goes beyond 65504 (",
+                        Share(over->second.saturated, over->second.elements), " of its values",
+                        largest, ")");
+  }
+  if (report.loss_scale > 0) return "";
+  const Entry* steepest = FirstWhere(report.gradients, NotFinite);
+  if (steepest == nullptr) steepest = LargestOf(report, report.gradients);
+  return absl::StrCat("at loss scale 1 the gradient of ", PlaceName(steepest->first, layers),
+                      " comes too close to 65504");
+}
+
+// What a pass that is safe leaves to spare.
+std::string Spare(const RangeReport& report, int64_t layers) {
+  const Entry* largest = LargestOf(report, report.activations);
+  return absl::StrFormat(
+      "the largest %sactivation is %.4g (%s), %.3g times below 65504, and a loss scale of 2^%d "
+      "fits",
+      report.fp32.residual ? "other " : "", largest->second.largest,
+      PlaceName(largest->first, layers), kFloat16Max / largest->second.largest,
+      std::lround(std::log2(report.loss_scale)));
+}
+
 void Judge(int64_t layers, RangeReport* report) {
-  const auto not_finite = [](const RangeStatistics& s) { return s.non_finite > 0; };
-  const auto beyond = [](const RangeStatistics& s) { return s.saturated > 0; };
-  if (const Entry* bad = FirstWhere(report->activations, not_finite)) {
+  if (const Entry* bad = FirstWhere(report->activations, NotFinite)) {
     report->verdict =
         absl::StrCat("not safe: the forward is NaN or Inf from ", PlaceName(bad->first, layers),
                      " on (", bad->second.non_finite, " values)");
-  } else if (report->logits.non_finite > 0) {
+    return;
+  }
+  if (report->logits.non_finite > 0) {
     report->verdict =
         absl::StrCat("not safe: ", report->logits.non_finite, " logits are NaN or Inf");
-  } else if (const Entry* over = FirstWhere(report->activations, beyond)) {
-    const std::string largest = report->dtype == DType::kFloat16
-                                    ? ""
-                                    : absl::StrFormat(", the largest %.4g", over->second.largest);
-    report->verdict =
-        absl::StrCat("not safe in FP16: ", PlaceName(over->first, layers), " goes beyond 65504 (",
-                     Share(over->second.saturated, over->second.elements), " of its values",
-                     largest, "); train it in bf16 or fp32");
-  } else if (report->loss_scale == 0) {
-    const Entry* steepest = FirstWhere(report->gradients, not_finite);
-    if (steepest == nullptr) steepest = LargestOf(report->gradients);
-    report->verdict = absl::StrCat("not safe in FP16: at loss scale 1 the gradient of ",
-                                   PlaceName(steepest->first, layers),
-                                   " comes too close to 65504; train it in bf16 or fp32");
-  } else {
-    report->safe_in_fp16 = true;
-    const Entry* largest = LargestOf(report->activations);
-    report->verdict = absl::StrFormat(
-        "safe in FP16 on these prompts: the largest activation is %.4g (%s), %.3g times below "
-        "65504, and a loss scale of 2^%d fits",
-        largest->second.largest, PlaceName(largest->first, layers),
-        kFloat16Max / largest->second.largest, std::lround(std::log2(report->loss_scale)));
+    return;
   }
+  const char* const how = report->fp32.residual ? "in FP16 with residual: fp32" : "in FP16";
+  const std::string obstacle = Obstacle(*report, layers);
+  report->safe_in_fp16 = obstacle.empty();
+  report->verdict =
+      report->safe_in_fp16
+          ? absl::StrCat("safe ", how, " on these prompts: ", Spare(*report, layers))
+          : absl::StrCat("not safe ", how, ": ", obstacle, "; train it in bf16 or fp32");
+}
+
+// Whether an FP32 stream could make a model safe that is not: nothing else is beyond FP16 or
+// non-finite in the forward.
+bool ResidualMayHelp(const RangeReport& report) {
+  Fp32Parts with = report.fp32;
+  with.residual = true;
+  return !report.safe_in_fp16 && !report.fp32.residual &&
+         FirstWhere(report.activations, NotFinite) == nullptr && report.logits.non_finite == 0 &&
+         FirstBeyond(report, with) == nullptr;
+}
+
+// Finds the scale that fits; the last pass is the one with it.
+void FindScale(std::span<const MicroBatch> batches, RangePass* pass, RangeReport* report) {
+  double scale = 1;
+  for (int round = 0;; ++round) {
+    pass->Run(batches, scale);
+    if (report->gradients.empty()) return;  // the forward is not finite, whatever the scale
+    report->loss_scale = NextScale(*report, scale);
+    if (report->loss_scale > scale && round >= kRaises) report->loss_scale = scale;
+    if (report->loss_scale == 0 || report->loss_scale == scale) return;
+    scale = report->loss_scale;
+  }
+}
+
+RangeReport MeasureAndJudge(const ExecContext& ctx, const ModelWeights& weights,
+                            std::span<const TrainSequence> sequences,
+                            const RangeCheckOptions& options) {
+  RangeReport report;
+  report.dtype = weights.dtype();
+  report.fp32 = options.fp32;
+  report.sequences = static_cast<int64_t>(sequences.size());
+  for (const TrainSequence& sequence : sequences) report.tokens += sequence.response_tokens();
+  std::vector<int64_t> all(sequences.size());
+  std::iota(all.begin(), all.end(), 0);
+  RangePass pass(ctx, weights, &report);
+  FindScale(PackMicroBatches(sequences, all, options.micro_batch_tokens), &pass, &report);
+  Judge(weights.config().layers, &report);
+  return report;
 }
 
 }  // namespace
@@ -240,27 +302,32 @@ void RangeStatistics::Add(const RangeStatistics& other) {
 
 RangeReport CheckRange(const ExecContext& ctx, const ModelWeights& weights,
                        std::span<const TrainSequence> sequences, const RangeCheckOptions& options) {
-  RangeReport report;
-  report.dtype = weights.dtype();
-  report.sequences = static_cast<int64_t>(sequences.size());
-  for (const TrainSequence& sequence : sequences) report.tokens += sequence.response_tokens();
-  std::vector<int64_t> all(sequences.size());
-  std::iota(all.begin(), all.end(), 0);
-  const std::vector<MicroBatch> batches =
-      PackMicroBatches(sequences, all, options.micro_batch_tokens);
-  RangePass pass(ctx, weights, &report);
-  double scale = 1;
-  for (int round = 0;; ++round) {
-    pass.Run(batches, scale);
-    if (report.gradients.empty()) break;  // the forward is not finite, whatever the scale
-    report.loss_scale = NextScale(report, scale);
-    // The last pass is the one at the scale that fits.
-    if (report.loss_scale > scale && round >= kRaises) report.loss_scale = scale;
-    if (report.loss_scale == 0 || report.loss_scale == scale) break;
-    scale = report.loss_scale;
-  }
-  Judge(weights.config().layers, &report);
+  RangeReport report = MeasureAndJudge(ctx, weights, sequences, options);
+  if (!ResidualMayHelp(report)) return report;
+  RangeCheckOptions with = options;
+  with.fp32.residual = true;
+  const RangeReport second = MeasureAndJudge(ctx, weights, sequences, with);
+  if (!second.safe_in_fp16) return report;
+  report.safe_with_fp32_residual = true;
+  const int64_t layers = weights.config().layers;
+  report.verdict = absl::StrCat("safe in FP16 with residual: fp32 on these prompts, not without: ",
+                                Obstacle(report, layers), "; with it ", Spare(second, layers));
   return report;
+}
+
+bool StaysFp32(StoredKind kind, const Fp32Parts& fp32) {
+  switch (kind) {
+    case StoredKind::kEmbedding:
+    case StoredKind::kAttentionOutput:
+    case StoredKind::kAttentionResidual:
+    case StoredKind::kMlpOutput:
+    case StoredKind::kMlpResidual:
+      return fp32.residual;
+    case StoredKind::kFinalNorm:
+      return fp32.head;
+    default:
+      return false;
+  }
 }
 
 const char* Name(StoredKind kind) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "common/model/fp32_parts.h"
 #include "common/model/model_weights.h"
 #include "common/model/tensor_observer.h"
 #include "kernels/exec_context.h"
@@ -31,12 +32,14 @@ struct RangeStatistics {
 };
 
 struct RangeCheckOptions {
+  Fp32Parts fp32;
   int64_t micro_batch_tokens = 4096;
 };
 
 struct RangeReport {
   using Place = std::pair<int64_t, StoredKind>;  // layer, kind
   DType dtype = DType::kFloat16;
+  Fp32Parts fp32;
   int64_t sequences = 0;
   int64_t tokens = 0;  // scored
 
@@ -46,17 +49,23 @@ struct RangeReport {
   // not finite. Those of weights are accumulated in FP32 in every precision.
   std::map<Place, RangeStatistics> gradients;
   std::map<std::string, RangeStatistics> weight_gradients;  // by parameter
-  // The largest power of two, up to 2^24, with which every stored gradient stays below 65 504 with
-  // two powers of two to spare. 0: not even 1 does.
+  // The largest power of two, up to 2^24, with which every gradient that is stored in the dtype
+  // stays below 65 504 with two powers of two to spare. 0: not even 1 does.
   double loss_scale = 0;
 
-  bool safe_in_fp16 = false;
+  bool safe_in_fp16 = false;  // with `fp32` as it is
+  // Where that is false and the stream is not FP32 yet: a second pass, in which it was, is safe.
+  bool safe_with_fp32_residual = false;
   std::string verdict;  // a sentence: safe or not, and why, naming layer and kind
 };
 
+// Whether values of this kind stay FP32 with these parts.
+bool StaysFp32(StoredKind kind, const Fp32Parts& fp32);
+
 // Forward and backward of `sequences` (two tokens or more each) as the learner runs them, in the
 // dtype of `weights`, which are packed. The saturated share of an FP32 or BF16 pass is what FP16
-// would saturate. Deterministic.
+// would saturate. Where the residual stream alone, or a gradient, does not fit into FP16, all is
+// run again with the stream in FP32, for the verdict. Deterministic.
 RangeReport CheckRange(const ExecContext& ctx, const ModelWeights& weights,
                        std::span<const TrainSequence> sequences, const RangeCheckOptions& options);
 

@@ -62,6 +62,7 @@ absl::Status CheckReference(const HuggingFaceModel& reference, const HuggingFace
 ReferencePolicy::ReferencePolicy(const ExecContext& ctx, const JobSettings& settings,
                                  const JobInputs& inputs)
     : ctx_(ctx),
+      fp32_(settings.fp32),
       temperature_(settings.train_step.temperature),
       micro_batch_tokens_(settings.train_step.micro_batch_tokens),
       weights_(inputs.reference->config, inputs.reference->layout, settings.learner_dtype,
@@ -82,6 +83,7 @@ absl::StatusOr<std::unique_ptr<ReferencePolicy>> ReferencePolicy::Load(const Exe
 absl::Status ReferencePolicy::Score(const std::function<bool()>& stop,
                                     std::span<TrainSequence> sequences) const {
   ScoreOptions options;
+  options.fp32 = fp32_;
   options.temperature = temperature_;
   options.micro_batch_tokens = micro_batch_tokens_;
   options.go_on = [&stop](int64_t) { return !stop(); };

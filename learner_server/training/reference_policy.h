@@ -40,6 +40,7 @@ class ReferencePolicy {
   ReferencePolicy(const ExecContext& ctx, const JobSettings& settings, const JobInputs& inputs);
 
   const ExecContext ctx_;
+  const Fp32Parts fp32_;
   const float temperature_;
   const int64_t micro_batch_tokens_;
   ModelWeights weights_;

@@ -17,14 +17,15 @@ absl::StatusOr<std::vector<std::vector<float>>> ScoreResponses(
     const ScoreOptions& options) {
   std::vector<int64_t> indices(sequences.size());
   std::iota(indices.begin(), indices.end(), 0);
-  const Transformer transformer(weights.config());
+  const Transformer transformer(weights.config(), options.fp32);
   // Of all that a backward would want, a layer's input is the least that a forward can keep.
   TrainActivations activations;
   std::vector<std::vector<float>> scored(sequences.size());
   int64_t done = 0;
   for (const MicroBatch& micro : PackMicroBatches(sequences, indices, options.micro_batch_tokens)) {
     const auto rows = static_cast<int64_t>(micro.batch.logit_rows.size());
-    OwnedTensor hidden("score.hidden", weights.dtype(), {rows, weights.config().hidden_size});
+    OwnedTensor hidden("score.hidden", options.fp32.hidden_dtype(weights.dtype()),
+                       {rows, weights.config().hidden_size});
     std::vector<float> log_probs(static_cast<size_t>(rows));
     transformer.ForwardTrain(ctx, weights, micro.batch, Recompute::kLayer, &activations,
                              hidden.view());

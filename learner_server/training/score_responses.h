@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/model/fp32_parts.h"
 #include "common/model/model_weights.h"
 #include "kernels/exec_context.h"
 #include "learner_server/data/batcher.h"
@@ -16,6 +17,7 @@
 namespace halfstep {
 
 struct ScoreOptions {
+  Fp32Parts fp32;
   float temperature = 1;  // above 0
   int64_t micro_batch_tokens = 4096;
   // Told after each micro-batch how many sequences are scored; false ends it. May be empty.

@@ -78,8 +78,8 @@ bool FiniteIn(DType dtype, float value) {
 
 // Per scored row of a micro-batch: what passes between model and loss.
 struct TrainStep::Scores {
-  Tensor hidden;     // [rows, hidden], dtype
-  Tensor dhidden;    // [rows, hidden], dtype
+  Tensor hidden;     // [rows, hidden]
+  Tensor dhidden;    // [rows, hidden]
   Tensor log_probs;  // FP32 [rows], as are the others
   Tensor entropy;
   Tensor lse;
@@ -91,8 +91,9 @@ TrainStep::TrainStep(const ExecContext& ctx, const TrainStepOptions& options, Tr
     : ctx_(ctx),
       options_(options),
       state_(state),
-      gradient_range_(state->weights.dtype(), state->weights.config().layers),
-      transformer_(state->weights.config(), &gradient_range_),
+      gradient_range_(options.fp32.hidden_dtype(state->weights.dtype()),
+                      state->weights.config().layers),
+      transformer_(state->weights.config(), options.fp32, &gradient_range_),
       gradients_(state->master.shared_layout()) {}
 
 absl::StatusOr<OptimizerStepReport> TrainStep::Run(std::span<const TrainSequence> sequences,
@@ -371,7 +372,7 @@ std::string TrainStep::FirstNonFinite(const ParameterBuffer& gradient) const {
 
 TrainStep::Scores TrainStep::TakeScores(int64_t rows) {
   const int64_t width = transformer_.config().hidden_size;
-  const DType dtype = state_->weights.dtype();
+  const DType dtype = options_.fp32.hidden_dtype(state_->weights.dtype());
   const size_t hidden_bytes = Aligned(static_cast<size_t>(rows * width) * SizeOf(dtype));
   const size_t row_bytes = Aligned(static_cast<size_t>(rows) * sizeof(float));
   const size_t needed = 2 * hidden_bytes + 5 * row_bytes;

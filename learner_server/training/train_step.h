@@ -31,6 +31,7 @@ struct TrainStepOptions {
   float temperature = 1;        // of the policy
   int64_t micro_batch_tokens = 16384;
   Recompute recompute = Recompute::kNone;
+  Fp32Parts fp32;
   LrSchedule schedule;
   float beta1 = 0.9f;
   float beta2 = 0.95f;

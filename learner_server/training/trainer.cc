@@ -153,6 +153,7 @@ absl::Status Trainer::FillOldLogProbs(TrainBatch* batch, StepRecord* record) {
       continue;
     }
     ScoreOptions options;
+    options.fp32 = settings.fp32;
     options.temperature = settings.train_step.temperature;
     options.micro_batch_tokens = settings.train_step.micro_batch_tokens;
     options.go_on = [this](int64_t) { return parts_.control->request() == RunRequest::kNone; };
@@ -210,6 +211,7 @@ void Trainer::DiagnoseIfSuspect(const TrainBatch& batch, const StepRecord& recor
   suspicion.older.assign(published_.begin(), published_.end() - 1);
   if (released_ != nullptr) suspicion.older.push_back(released_);
   suspicion.score.temperature = options.temperature;
+  suspicion.score.fp32 = options.fp32;
   suspicion.score.micro_batch_tokens = options.micro_batch_tokens;
   suspicion.score.go_on = [this](int64_t) {
     return parts_.control->request() == RunRequest::kNone;
@@ -294,6 +296,7 @@ absl::Status Trainer::EvaluateIfDue() {
                {progress.step, progress.policy_version}, parts_.client, &sampled));
   const DeploymentGapOptions options{
       .temperature = parts_.settings->train_step.temperature,
+      .fp32 = parts_.settings->fp32,
       .micro_batch_tokens = parts_.settings->train_step.micro_batch_tokens,
       .go_on = [this] { return parts_.control->request() == RunRequest::kNone; }};
   HALFSTEP_ASSIGN_OR_RETURN(

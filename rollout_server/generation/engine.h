@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/model/fp32_parts.h"
 #include "common/model/model_config.h"
 #include "common/model/model_weights.h"
 #include "kernels/dtype.h"
@@ -59,6 +60,7 @@ struct EngineStats {
 struct EngineOptions {
   ModelConfig config;  // its eos_token_ids end responses
   DType dtype = DType::kFloat16;
+  Fp32Parts fp32;
   Profile profile = Profile::kBitwise;
   int64_t max_sequence_tokens = 0;  // longest prompt plus response
   int64_t max_sequences = 0;        // generated at once

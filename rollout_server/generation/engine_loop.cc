@@ -30,6 +30,7 @@ Engine::Loop::Loop(EngineOptions options, int64_t kv_blocks)
                   .max_step_tokens = StepTokens(options_)}),
       runner_({.config = options_.config,
                .dtype = options_.dtype,
+               .fp32 = options_.fp32,
                .kv_blocks = kv_blocks,
                .max_draws = options_.max_sequences,
                .max_step_tokens = StepTokens(options_)},

@@ -25,11 +25,11 @@ int64_t LogitChunk(const ModelRunnerOptions& options) {
 ModelRunner::ModelRunner(const ModelRunnerOptions& options, const ExecContext& ctx)
     : config_(options.config),
       ctx_(ctx),
-      transformer_(options.config),
+      transformer_(options.config, options.fp32),
       cache_(options.config, options.dtype, options.kv_blocks, ctx.device),
-      hidden_("generation.hidden", options.dtype, {options.max_draws, options.config.hidden_size},
-              ctx.device),
-      draw_hidden_("generation.draw_hidden", options.dtype,
+      hidden_("generation.hidden", options.fp32.hidden_dtype(options.dtype),
+              {options.max_draws, options.config.hidden_size}, ctx.device),
+      draw_hidden_("generation.draw_hidden", options.fp32.hidden_dtype(options.dtype),
                    {options.max_draws, options.config.hidden_size}, ctx.device),
       logit_chunk_(LogitChunk(options)) {
   logits_ = OwnedTensor("generation.logits", DType::kFloat32,

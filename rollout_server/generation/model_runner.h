@@ -24,6 +24,7 @@ namespace halfstep {
 struct ModelRunnerOptions {
   ModelConfig config;
   DType dtype = DType::kFloat16;
+  Fp32Parts fp32;
   int64_t kv_blocks = 0;
   int64_t max_draws = 0;        // tokens drawn in one step
   int64_t max_step_tokens = 0;  // tokens computed in one step

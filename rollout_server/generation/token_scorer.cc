@@ -30,11 +30,12 @@ TokenScorer::TokenScorer(const ExecContext& ctx, const TokenScorerOptions& optio
                          int64_t blocks_per_lane)
     : ctx_(ctx),
       options_(options),
-      transformer_(options.config),
+      transformer_(options.config, options.fp32),
       blocks_per_lane_(blocks_per_lane),
       lanes_(static_cast<size_t>(lanes)),
       cache_(options.config, options.dtype, lanes * blocks_per_lane, ctx.device),
-      hidden_("scorer.hidden", options.dtype, {lanes, options.config.hidden_size}, ctx.device) {}
+      hidden_("scorer.hidden", options.fp32.hidden_dtype(options.dtype),
+              {lanes, options.config.hidden_size}, ctx.device) {}
 
 absl::StatusOr<std::vector<std::vector<float>>> TokenScorer::Score(
     const ModelWeights& weights, std::span<const GivenTokens> sequences, float temperature,

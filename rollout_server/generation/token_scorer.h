@@ -26,6 +26,7 @@ namespace halfstep {
 struct TokenScorerOptions {
   ModelConfig config;
   DType dtype = DType::kFloat16;
+  Fp32Parts fp32;
   int64_t max_sequence_tokens = 0;  // longest prompt plus response
   int64_t max_sequences = 0;        // in one pass; fewer where the cache is too small for them
   int64_t max_step_tokens = 512;    // computed in one pass; raised to 2 * max_sequences

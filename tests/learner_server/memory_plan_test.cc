@@ -79,6 +79,15 @@ TEST_F(MemoryPlanTest, RecomputationSavesActivationsAndLagCostsPublishedWeights)
   EXPECT_EQ(PlanMemory(settings_, inputs_).published, 2 * without_lag);
 }
 
+TEST_F(MemoryPlanTest, PartsThatStayFp32TakeTheirRoom) {
+  const size_t plain = PlanMemory(settings_, inputs_).activations;
+  settings_.fp32.head = true;
+  const size_t head = PlanMemory(settings_, inputs_).activations;
+  EXPECT_GT(head, plain);
+  settings_.fp32.residual = true;
+  EXPECT_GT(PlanMemory(settings_, inputs_).activations, head);
+}
+
 TEST(CheckMemoryTest, NamesTheFiguresAndTheWayOut) {
   constexpr size_t kGiB = size_t{1} << 30;
   const MemoryPlan plan = {.optimizer = 12 * kGiB,

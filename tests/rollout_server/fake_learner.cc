@@ -254,7 +254,7 @@ v1::Hello FakeLearner::Welcome() {
   return hello.hello();
 }
 
-void FakeLearner::LoadJob(uint64_t epoch, int64_t max_sequence_tokens) {
+void FakeLearner::LoadJob(uint64_t epoch, int64_t max_sequence_tokens, const Fp32Parts& fp32) {
   std::vector<BundleFile> files;
   {
     absl::MutexLock lock(&state_->mutex);
@@ -265,6 +265,8 @@ void FakeLearner::LoadJob(uint64_t epoch, int64_t max_sequence_tokens) {
   load->set_job_epoch(epoch);
   load->set_model_digest(BundleDigest(files));
   load->set_precision(v1::PRECISION_FP16);
+  load->set_fp32_residual(fp32.residual);
+  load->set_fp32_head(fp32.head);
   load->set_profile(v1::PROFILE_BITWISE);
   load->set_max_sequence_tokens(max_sequence_tokens);
   load->set_max_sequences(8);

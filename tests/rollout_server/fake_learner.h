@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "common/model/fp32_parts.h"
 #include "common/weight_sync/weight_set.h"
 #include "halfstep/v1/rollout_coordination.pb.h"
 #include "rollout_server/model_bundle.h"
@@ -59,7 +60,7 @@ class FakeLearner {
   // Answers Hello; returns it.
   v1::Hello Welcome();
   // Loads the tiny model under `epoch` and waits for JobLoaded.
-  void LoadJob(uint64_t epoch, int64_t max_sequence_tokens = 64);
+  void LoadJob(uint64_t epoch, int64_t max_sequence_tokens = 64, const Fp32Parts& fp32 = {});
   void SendPrepare(uint64_t epoch, const WeightSet& weights);
   void SendCommit(uint64_t epoch, const WeightSet& weights);
   // Prepares, commits, and waits for Serving.

@@ -116,9 +116,11 @@ class RolloutServerTest : public ::testing::Test {
   }
 
   // What an engine of this process generates for MakeAssign(_, group, version).
-  static std::vector<Sample> Expected(uint64_t group, uint64_t version) {
+  static std::vector<Sample> Expected(uint64_t group, uint64_t version,
+                                      const Fp32Parts& fp32 = {}) {
     EngineOptions options;
     options.config = TinyConfig();
+    options.fp32 = fp32;
     options.max_sequence_tokens = kMaxTokens;
     options.max_sequences = 8;
     auto engine = *Engine::Create(options);
@@ -191,6 +193,20 @@ TEST_F(RolloutServerTest, GeneratesWithWeightsThatCameOverTheWire) {
   learner_->Serve(3, *weights_[1]);
   ASSERT_TRUE(learner_->Send(MakeAssign(3, 41, 1)));
   ExpectSame(AwaitSamples(41, 3), Expected(41, 1));
+}
+
+TEST_F(RolloutServerTest, KeepsThosePartsInFp32ThatTheJobSays) {
+  const std::vector<Sample> plain = Expected(40, 0);
+  uint64_t epoch = 2;
+  for (const Fp32Parts& fp32 :
+       {Fp32Parts{.residual = true, .head = false}, Fp32Parts{.residual = false, .head = true}}) {
+    learner_->LoadJob(++epoch, kMaxTokens, fp32);
+    learner_->Serve(epoch, *weights_[0]);
+    ASSERT_TRUE(learner_->Send(MakeAssign(epoch, 40, 0)));
+    const std::vector<Sample> expected = Expected(40, 0, fp32);
+    ExpectSame(AwaitSamples(40, 3), expected);
+    EXPECT_NE(expected[0].log_probs, plain[0].log_probs);
+  }
 }
 
 TEST_F(RolloutServerTest, GaugesOfAnEngineEndWithIt) {

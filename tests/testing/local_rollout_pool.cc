@@ -27,6 +27,7 @@ void LocalRolloutPool::BeginJob(const RolloutJob& job, SampleSink* sink) {
   EngineOptions options;
   options.config = config;
   options.dtype = dtype_.value_or(job.precision);
+  options.fp32 = job.fp32;
   options.profile = job.profile;
   options.max_sequence_tokens = job.max_sequence_tokens;
   options.max_sequences = job.max_sequences;

@@ -83,6 +83,18 @@ TEST(ValidateSpecTest, BitwiseNeedsEqualPrecisions) {
               IsEmpty());
 }
 
+TEST(ValidateSpecTest, PartsOfAModelAreFp32OrFollowTheirSide) {
+  ExpectRefused([](auto& s) { s.mutable_precision()->set_head(v1::PRECISION_BF16); },
+                "precision.head", "is bf16; accepted is fp32");
+  ExpectRefused([](auto& s) { s.mutable_precision()->set_residual(v1::PRECISION_FP16); },
+                "precision.residual", "is fp16; accepted is fp32");
+  EXPECT_THAT(Violations([](auto& s) {
+                s.mutable_precision()->set_head(v1::PRECISION_FP32);
+                s.mutable_precision()->set_residual(v1::PRECISION_FP32);
+              }),
+              IsEmpty());
+}
+
 TEST(ValidateSpecTest, NumbersOutOfRangeSayTheRange) {
   ExpectRefused([](auto& s) { s.set_steps(0); }, "steps", "is 0; accepted are 1 to");
   ExpectRefused([](auto& s) { s.mutable_batch()->set_lag(-1); }, "batch.lag",

@@ -319,7 +319,8 @@ TEST(TrainActivationsTest, TakeWhatBytesSays) {
       Transformer(config).ForwardTrain(ctx, *weights, batch, recompute, &activations, hidden);
       size_t held = 0;
       for (const MemoryUse& use : MemoryReport()) held += use.name == "activations" ? use.bytes : 0;
-      EXPECT_EQ(held, TrainActivations::Bytes(config, DType::kFloat16, 35, 11, recompute));
+      EXPECT_EQ(held, TrainActivations::Bytes(config, {DType::kFloat16, DType::kFloat16}, 35, 11,
+                                              recompute));
     }
   }
 }

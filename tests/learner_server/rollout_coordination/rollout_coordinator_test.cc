@@ -276,6 +276,20 @@ TEST_F(RolloutCoordinatorTest, ServingOtherWeightsTakesItsGroupsAway) {
   ExpectAllOnce(2);
 }
 
+TEST_F(RolloutCoordinatorTest, TheJobSaysWhichPartsStayFp32) {
+  for (const bool residual : {false, true}) {
+    RolloutJob job = TinyJob();
+    job.fp32 = {.residual = residual, .head = !residual};
+    FakeRollout& rollout = Add(residual ? "a" : "b");
+    coordinator->BeginJob(job, &sink);
+    const v1::LearnerMessage& load = rollout.outbox->messages.back();
+    ASSERT_TRUE(load.has_load_job());
+    EXPECT_EQ(load.load_job().fp32_residual(), residual);
+    EXPECT_EQ(load.load_job().fp32_head(), !residual);
+    coordinator->EndJob();
+  }
+}
+
 TEST_F(RolloutCoordinatorTest, AFailureToLoadIsTriedAgain) {
   FakeRollout& rollout = Add("a");
   BeginJob();
