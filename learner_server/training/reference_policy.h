@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/model/fp32_parts.h"
 #include "common/model/model_weights.h"
 #include "kernels/exec_context.h"
 #include "learner_server/data/batcher.h"
