@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/model/batch.h"
+#include "common/trajectory/trajectory.h"
 
 namespace halfstep {
 
@@ -17,6 +18,10 @@ struct TrainSequence {
   std::vector<float> behaviour;  // log mu of each response token; empty for supervised data
   std::vector<float> old;        // log pi_old of the same; empty where the algorithm reads none
   double advantage = 0;
+  std::vector<VersionRun> versions;  // of the response tokens; empty for supervised data
+  // Response tokens from here on are of the policy that was in force when the batch was begun:
+  // their behaviour log-probs can be compared with its own.
+  int64_t current_from = 0;
 
   int64_t response_tokens() const { return static_cast<int64_t>(tokens.size()) - prompt_tokens; }
 };

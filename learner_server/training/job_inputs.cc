@@ -121,6 +121,12 @@ absl::StatusOr<JobInputs> LoadEvaluationInputs(const JobSettings& settings) {
   return inputs;
 }
 
+absl::StatusOr<JobInputs> LoadModelInputs(const JobSettings& settings) {
+  JobInputs inputs;
+  HALFSTEP_RETURN_IF_ERROR(LoadModel(settings, &inputs));
+  return inputs;
+}
+
 RolloutJob MakeRolloutJob(const JobSettings& settings, const JobInputs& inputs, uint64_t epoch) {
   RolloutJob job;
   job.epoch = epoch;
@@ -128,6 +134,7 @@ RolloutJob MakeRolloutJob(const JobSettings& settings, const JobInputs& inputs, 
   job.vocab_size = inputs.model.config.vocab_size;
   job.precision = settings.rollout_dtype;
   job.profile = settings.profile;
+  job.free_versions = settings.max_lag > 0;
   job.max_sequence_tokens = inputs.max_sequence_tokens;
   job.max_sequences = std::min(settings.prompts * settings.samples, kMaxSequencesPerRollout);
   return job;

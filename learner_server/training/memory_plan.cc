@@ -47,8 +47,9 @@ MemoryPlan PlanMemory(const JobSettings& settings, const JobInputs& inputs) {
   plan.weights =
       ModelWeights::Bytes(config, layout, settings.learner_dtype, inputs.max_sequence_tokens);
   if (!settings.supervised) {
-    // One for each version that a batch in flight may name, and the next while it is made.
-    const auto sets = static_cast<size_t>(settings.lag) + 2;
+    // One for each version that a batch in flight may name, or the one before where none names any,
+    // and the next while it is made.
+    const auto sets = static_cast<size_t>(settings.max_lag > 0 ? 1 : settings.lag) + 2;
     plan.published = sets * elements * SizeOf(settings.rollout_dtype);
   }
   plan.micro_batch_tokens = MicroBatchTokens(settings, inputs.max_sequence_tokens);

@@ -82,6 +82,7 @@ TrainSequence MakeSequence(Trajectory trajectory, double advantage) {
   sequence.tokens.insert(sequence.tokens.end(), trajectory.sample.tokens.begin(),
                          trajectory.sample.tokens.end());
   sequence.behaviour = std::move(trajectory.sample.log_probs);
+  sequence.versions = std::move(trajectory.sample.versions);
   sequence.advantage = advantage;
   return sequence;
 }
@@ -154,6 +155,19 @@ absl::StatusOr<TrainBatch> MakeTrainBatch(const JobSettings& settings, int64_t s
   return batch;
 }
 
+GroupTask TrainTask(const JobSettings& settings, int64_t max_positions, const GroupKey& key,
+                    const DatasetRow& row) {
+  GroupTask task;
+  task.assignment.key = key;
+  task.assignment.prompt = row.prompt;
+  task.assignment.samples = static_cast<uint32_t>(settings.samples);
+  task.assignment.sampling =
+      SamplingFor(settings.sampling, static_cast<int64_t>(row.prompt.size()), max_positions);
+  task.assignment.seed = settings.seed;
+  task.answer = row.target;
+  return task;
+}
+
 absl::StatusOr<TrainBatch> RolloutSource::Next(int64_t step, const RunProgress& progress) {
   if (dispatched_ < 0) dispatched_ = progress.step;
   while (dispatched_ < std::min(step + settings_.lag, settings_.steps)) {
@@ -184,15 +198,8 @@ void RolloutSource::Dispatch(int64_t step, const RunProgress& progress) {
   std::vector<GroupTask> tasks;
   for (const GroupKey& key : KeysOf(step)) {
     const DatasetRow& row = dataset_->Shuffled(settings_.seed, first_row + tasks.size());
-    GroupTask& task = tasks.emplace_back();
-    task.assignment.key = key;
-    task.assignment.prompt = row.prompt;
-    task.assignment.samples = static_cast<uint32_t>(settings_.samples);
-    task.assignment.sampling =
-        SamplingFor(settings_.sampling, static_cast<int64_t>(row.prompt.size()), max_positions_);
-    task.assignment.seed = settings_.seed;
+    GroupTask& task = tasks.emplace_back(TrainTask(settings_, max_positions_, key, row));
     task.assignment.version = version;
-    task.answer = row.target;
     rows_[key.ordinal] = row.line;
   }
   client_->Assign(std::move(tasks));

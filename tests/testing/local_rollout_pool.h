@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <vector>
@@ -20,6 +21,9 @@ class LocalRolloutPool final : public RolloutPool {
   // One bit of every set that is loaded gets flipped, and no digest is looked at: the lowest of the
   // first 16-bit weight of the final norm.
   void FlipABitOfTheWeights() { flip_a_bit_ = true; }
+
+  // EngineOptions::on_step of every engine; it may hold the engine up.
+  void OnEngineStep(std::function<void(const EngineStats&)> hook) { on_step_ = std::move(hook); }
 
   void BeginJob(const RolloutJob& job, SampleSink* sink) override;
   void EndJob() override;
@@ -47,6 +51,8 @@ class LocalRolloutPool final : public RolloutPool {
   std::shared_ptr<const ParameterLayout> layout_;
   int64_t rope_positions_ = 0;
   bool flip_a_bit_ = false;
+  bool free_versions_ = false;
+  std::function<void(const EngineStats&)> on_step_;
   int64_t jobs_begun_ ABSL_GUARDED_BY(mutex_) = 0;
   std::map<uint64_t, std::shared_ptr<const WeightSet>> published_ ABSL_GUARDED_BY(mutex_);
   std::deque<GroupAssignment> queue_ ABSL_GUARDED_BY(mutex_);

@@ -105,7 +105,7 @@ TEST(ParseSpecTest, WrongTypesSayWhatIsExpected) {
   ExpectOnly("reward: {permute: yes}\n", 1, 19, "'reward.permute' takes true or false, not 'yes'");
   ExpectOnly("batch: 3\n", 1, 8,
              "'batch' takes keys (prompts, samples, updates, "
-             "micro_batch_tokens, lag), not '3'");
+             "micro_batch_tokens, lag, max_lag), not '3'");
   ExpectOnly("sampling: {stop: END}\n", 1, 18,
              "'sampling.stop' takes a list, such as [a, b], not 'END'");
   ExpectOnly("data: {columns: prompt}\n", 1, 17,
