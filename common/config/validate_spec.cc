@@ -234,6 +234,7 @@ void Validator::CheckSupervised() {
   refuse("batch.samples", spec_.batch().samples() != 1);
   refuse("batch.updates", spec_.batch().updates() != 1);
   refuse("batch.lag", spec_.batch().lag() != 0);
+  refuse("batch.max_lag", spec_.batch().has_max_lag());
   refuse("evaluation", spec_.has_evaluation());
 }
 
@@ -249,6 +250,11 @@ void Validator::CheckBatch() {
   }
   Range("batch.micro_batch_tokens", batch.micro_batch_tokens(), 1, kMaxTokens);
   if (is_rl_) Range("batch.lag", batch.lag(), 0, kMaxLag);
+  if (is_rl_ && batch.has_max_lag() && Range("batch.max_lag", batch.max_lag(), 1, kMaxLag) &&
+      batch.lag() > 0) {
+    Add("batch.max_lag", absl::StrCat("is given with batch.lag ", batch.lag(),
+                                      ": generation is either scheduled or free; remove one"));
+  }
 }
 
 void Validator::CheckOptimizer() {

@@ -30,6 +30,9 @@ struct LearnerMetrics {
   prometheus::Gauge& clip_fraction;
   prometheus::Gauge& policy_version;
   prometheus::Gauge& scheduled_lag;
+  prometheus::Gauge& token_lag_mean;
+  prometheus::Gauge& token_lag_max;
+  prometheus::Counter& samples_spanning;
   prometheus::Gauge& loss_scale;
   prometheus::Counter& skipped_steps;
   Labelled<prometheus::Counter> saturated_stores;  // by metric::kStoreKinds

@@ -47,6 +47,7 @@ inline constexpr const char* kDropReasons[] = {"malformed",
                                                "cancelled",
                                                "unscored",
                                                "zero_variance",
+                                               "stale",
                                                "group_lost",
                                                "abandoned",
                                                "other"};
@@ -194,9 +195,22 @@ inline constexpr MetricInfo kClipFraction = {"halfstep_learner_clip_fraction_rat
 inline constexpr MetricInfo kPolicyVersion = {"halfstep_learner_policy_version", MetricType::kGauge,
                                               "Policy version that the running job last published "
                                               "to rollouts; a supervised job publishes none."};
-inline constexpr MetricInfo kScheduledLag = {
-    "halfstep_learner_scheduled_lag_versions", MetricType::kGauge,
-    "How far behind the published version the running job's batches are generated (batch.lag)."};
+inline constexpr MetricInfo kScheduledLag = {"halfstep_learner_scheduled_lag_versions",
+                                             MetricType::kGauge,
+                                             "How far behind the published version the running "
+                                             "job's batches are generated (batch.lag), or at "
+                                             "most may be (batch.max_lag)."};
+inline constexpr MetricInfo kTokenLagMean = {"halfstep_learner_token_lag_mean_versions",
+                                             MetricType::kGauge,
+                                             "How far behind the policy in force the trained "
+                                             "tokens of the last batch were generated, on the "
+                                             "mean. NaN unless the job sets batch.max_lag."};
+inline constexpr MetricInfo kTokenLagMax = {"halfstep_learner_token_lag_max_versions",
+                                            MetricType::kGauge,
+                                            "The same of the oldest token: at most batch.max_lag."};
+inline constexpr MetricInfo kSamplesSpanning = {
+    "halfstep_learner_samples_spanning_versions_total", MetricType::kCounter,
+    "Trained samples whose tokens are of more than one policy version (batch.max_lag)."};
 inline constexpr MetricInfo kLossScale = {"halfstep_learner_loss_scale", MetricType::kGauge,
                                           "Loss scale in force."};
 inline constexpr MetricInfo kSkippedSteps = {
@@ -302,6 +316,9 @@ inline constexpr auto kAll = std::to_array<Entry>({
     {MetricHome::kLearner, &kClipFraction},
     {MetricHome::kLearner, &kPolicyVersion},
     {MetricHome::kLearner, &kScheduledLag},
+    {MetricHome::kLearner, &kTokenLagMean},
+    {MetricHome::kLearner, &kTokenLagMax},
+    {MetricHome::kLearner, &kSamplesSpanning},
     {MetricHome::kLearner, &kLossScale},
     {MetricHome::kLearner, &kSkippedSteps},
     {MetricHome::kLearner, &kSaturatedStores},

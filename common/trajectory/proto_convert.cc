@@ -131,7 +131,9 @@ void ToProto(const GroupAssignment& assignment, v1::Assign* out) {
   out->set_samples(assignment.samples);
   ToProto(assignment.sampling, out->mutable_sampling());
   out->set_seed(assignment.seed);
-  out->set_version(assignment.version);
+  // The learner sees to it that a free group begins late enough.
+  out->set_version(assignment.free ? 0 : assignment.version);
+  out->set_free(assignment.free);
 }
 
 void ToProto(const KeyedSample& keyed, v1::Sample* out) {
@@ -208,6 +210,7 @@ absl::StatusOr<GroupAssignment> FromProto(const v1::Assign& proto) {
   assignment.samples = proto.samples();
   assignment.seed = proto.seed();
   assignment.version = proto.version();
+  assignment.free = proto.free();
   return assignment;
 }
 

@@ -41,7 +41,10 @@ struct GroupAssignment {
   uint32_t samples = 1;
   SamplingParams sampling;
   uint64_t seed = 0;
-  uint64_t version = 0;                          // policy version that must generate it
+  // Policy version that must generate it. Of a free group: the lowest that may begin it; any later
+  // ones may go on with it, also in the middle of a response.
+  uint64_t version = 0;
+  bool free = false;
   absl::Time deadline = absl::InfiniteFuture();  // by the learner's clock
 };
 

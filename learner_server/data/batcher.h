@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/model/batch.h"
+#include "common/trajectory/trajectory.h"
 
 namespace halfstep {
 
@@ -20,6 +21,10 @@ struct TrainSequence {
   std::vector<float> reference;  // of the reference policy; likewise
   double advantage = 0;
   std::string rollout_id;  // who generated it; empty for supervised data
+  std::vector<VersionRun> versions;  // of the response tokens; empty for supervised data
+  // Response tokens from here on are of the policy that was in force when the batch was begun:
+  // their behaviour log-probs can be compared with its own.
+  int64_t current_from = 0;
 
   int64_t response_tokens() const { return static_cast<int64_t>(tokens.size()) - prompt_tokens; }
 };

@@ -45,6 +45,8 @@ struct RolloutJob {
   Profile profile = Profile::kBitwise;
   int64_t max_sequence_tokens = 0;
   int64_t max_sequences = 0;
+  // Training groups name no version: servers take up each new one without finishing their work.
+  bool free_versions = false;
 };
 
 // Counters of one job, for the summary and metrics.
@@ -67,13 +69,13 @@ class RolloutPool {
   virtual void EndJob() = 0;
 
   // Makes a version available. Rollouts prepare it in the background and commit it once they hold
-  // no work of an older one; versions that no outstanding or later group can name are released by
-  // ReleaseWeightsBelow.
+  // no work that an older one must finish; versions that no outstanding or later group can name are
+  // released by ReleaseWeightsBelow.
   virtual void Publish(std::shared_ptr<const WeightSet> weights) = 0;
   virtual void ReleaseWeightsBelow(uint64_t version) = 0;
 
-  // Queues groups; each is given to a rollout that serves exactly its version. The caller keeps at
-  // most a few batches outstanding.
+  // Queues groups; each is given to a rollout that serves exactly its version, a free one to any
+  // that serves at least it. The caller keeps at most a few batches outstanding.
   virtual void Assign(std::vector<GroupAssignment> groups) = 0;
 
   virtual RolloutPoolStatus Status() const = 0;

@@ -52,6 +52,7 @@ void TrajectoryBuffer::OnGroupLost(const GroupAssignment& assignment, const absl
   if (found == groups_.end()) return;
   found->second.lost = why;
   awaited_lost_ = awaited_lost_ || found->second.awaited;
+  if (assignment.key.purpose == Purpose::kTrain) training_lost_.Update(why);
 }
 
 void TrajectoryBuffer::SetReward(const GroupKey& key, uint32_t index, Reward reward) {
@@ -62,6 +63,8 @@ void TrajectoryBuffer::SetReward(const GroupKey& key, uint32_t index, Reward rew
   found->second.samples.at(index).reward = std::move(reward);
   ++found->second.scored;
   awaited_missing_ -= found->second.awaited;
+  const bool complete = found->second.scored == found->second.expected;
+  if (complete && key.purpose == Purpose::kTrain) arrived_.push_back(key);
 }
 
 TrajectoryBuffer::Completeness TrajectoryBuffer::Measure(std::span<const GroupKey> groups) const {
@@ -91,6 +94,24 @@ TrajectoryBuffer::Completeness TrajectoryBuffer::Await(std::span<const GroupKey>
   return Measure(groups);
 }
 
+TrajectoryBuffer::Arrivals TrajectoryBuffer::AwaitArrivals(absl::Time deadline) {
+  absl::MutexLock lock(&mutex_);
+  auto ready = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return !arrived_.empty() || !training_lost_.ok();
+  };
+  mutex_.AwaitWithDeadline(absl::Condition(&ready), deadline);
+  return {arrived_, training_lost_};
+}
+
+TrajectoryBuffer::Completeness TrajectoryBuffer::MeasureTraining() const {
+  absl::MutexLock lock(&mutex_);
+  std::vector<GroupKey> groups;
+  for (const auto& [key, group] : groups_) {
+    if (key.purpose == Purpose::kTrain) groups.push_back(key);
+  }
+  return Measure(groups);
+}
+
 std::vector<Trajectory> TrajectoryBuffer::Take(std::span<const GroupKey> groups) {
   absl::MutexLock lock(&mutex_);
   std::vector<Trajectory> taken;
@@ -100,7 +121,10 @@ std::vector<Trajectory> TrajectoryBuffer::Take(std::span<const GroupKey> groups)
     Group& group = found->second;
     HALFSTEP_CHECK_EQ(group.scored, group.expected);
     for (auto& [index, trajectory] : group.samples) taken.push_back(std::move(trajectory));
-    if (key.purpose == Purpose::kTrain) counters_.samples_buffered -= group.expected;
+    if (key.purpose == Purpose::kTrain) {
+      counters_.samples_buffered -= group.expected;
+      std::erase(arrived_, key);
+    }
     groups_.erase(found);
   }
   return taken;

@@ -55,6 +55,16 @@ class TrajectoryBuffer final : public SampleSink {
   // come. One caller at a time.
   Completeness Await(std::span<const GroupKey> groups, absl::Time deadline);
 
+  // Training groups that are complete and not taken, in the order in which they became so. Waits
+  // until there is one, a group is lost, or `deadline` has come. One caller at a time.
+  struct Arrivals {
+    std::vector<GroupKey> groups;
+    absl::Status lost;  // not OK when a training group was given up
+  };
+  Arrivals AwaitArrivals(absl::Time deadline);
+  // How far all training groups are that were expected and not taken.
+  Completeness MeasureTraining() const;
+
   // Removes complete groups: their trajectories in the order of `groups`, then of the index.
   std::vector<Trajectory> Take(std::span<const GroupKey> groups);
 
@@ -83,6 +93,9 @@ class TrajectoryBuffer final : public SampleSink {
   // Kept up to date during Await, whose condition is evaluated at every change and must be cheap.
   int64_t awaited_missing_ ABSL_GUARDED_BY(mutex_) = 0;
   bool awaited_lost_ ABSL_GUARDED_BY(mutex_) = false;
+  // Complete training groups in the order of their last score; the first one that was lost.
+  std::vector<GroupKey> arrived_ ABSL_GUARDED_BY(mutex_);
+  absl::Status training_lost_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace halfstep

@@ -11,6 +11,10 @@ namespace {
 // Samples of a finished group come at most as late as the rollouts' heartbeats tell them of it.
 constexpr size_t kErasedRemembered = 4096;
 
+VersionNeed NeedOf(const GroupAssignment& assignment) {
+  return {assignment.free, assignment.version};
+}
+
 }  // namespace
 
 Group& GroupTable::At(const GroupKey& key) {
@@ -31,8 +35,8 @@ bool GroupTable::Add(GroupAssignment assignment, absl::Time now) {
   group.allowance = assignment.deadline - now;
   group.admitted.assign(assignment.samples, false);
   group.missing = assignment.samples;
-  missing_by_version_[assignment.version] += group.missing;
-  queue_.insert({assignment.version, assignment.key});
+  missing_[NeedOf(assignment)] += group.missing;
+  queue_.insert({NeedOf(assignment), assignment.key});
   group.assignment = std::make_shared<const GroupAssignment>(std::move(assignment));
   return true;
 }
@@ -40,17 +44,28 @@ bool GroupTable::Add(GroupAssignment assignment, absl::Time now) {
 void GroupTable::Erase(const GroupKey& key) {
   Group& group = At(key);
   while (!group.holds.empty()) Release(key, group.holds.begin()->first);
-  const uint64_t version = group.assignment->version;
-  int64_t& missing = missing_by_version_[version];
+  const VersionNeed need = NeedOf(*group.assignment);
+  int64_t& missing = missing_[need];
   missing -= group.missing;
-  if (missing == 0) missing_by_version_.erase(version);
-  queue_.erase({version, key});
+  if (missing == 0) missing_.erase(need);
+  queue_.erase({need, key});
   groups_.erase(key);
   if (erased_.insert(key).second) erased_order_.push_back(key);
   if (erased_order_.size() > kErasedRemembered) {
     erased_.erase(erased_order_.front());
     erased_order_.pop_front();
   }
+}
+
+int64_t GroupTable::MissingOf(const VersionNeed& need) const {
+  const auto it = missing_.find(need);
+  return it == missing_.end() ? 0 : it->second;
+}
+
+int64_t GroupTable::missing() const {
+  int64_t missing = 0;
+  for (const auto& [need, samples] : missing_) missing += samples;
+  return missing;
 }
 
 GroupTable::Load GroupTable::LoadOf(SessionId session) const {
@@ -60,6 +75,9 @@ GroupTable::Load GroupTable::LoadOf(SessionId session) const {
   }
   if (const auto it = undelivered_.find(session); it != undelivered_.end()) {
     load.samples = it->second;
+  }
+  if (const auto it = exact_held_.find(session); it != exact_held_.end()) {
+    load.exact_groups = it->second;
   }
   return load;
 }
@@ -81,7 +99,8 @@ void GroupTable::Hold(const GroupKey& key, SessionId session, absl::Time now) {
   hold.deadline = now + group.allowance;
   held_[session].insert(key);
   undelivered_[session] += hold.left;
-  queue_.erase({group.assignment->version, key});
+  exact_held_[session] += !group.assignment->free;
+  queue_.erase({NeedOf(*group.assignment), key});
   group.queued = false;
 }
 
@@ -91,11 +110,13 @@ void GroupTable::Release(const GroupKey& key, SessionId session) {
   HALFSTEP_CHECK(hold != group.holds.end());
   const auto undelivered = undelivered_.find(session);
   undelivered->second -= hold->second.left;
+  exact_held_[session] -= !group.assignment->free;
   const auto held = held_.find(session);
   held->second.erase(key);
   if (held->second.empty()) {
     held_.erase(held);
     undelivered_.erase(undelivered);
+    exact_held_.erase(session);
   }
   group.holds.erase(hold);
 }
@@ -108,7 +129,7 @@ void GroupTable::Requeue(const GroupKey& key, const std::string& rollout_id,
   group.avoid = rollout_id;
   group.avoid_until = avoid_until;
   ++group.reassignments;
-  queue_.insert({group.assignment->version, key});
+  queue_.insert({NeedOf(*group.assignment), key});
 }
 
 GroupTable::Receipt GroupTable::Deliver(const GroupKey& key, SessionId session, uint32_t index,
@@ -127,7 +148,7 @@ GroupTable::Receipt GroupTable::Deliver(const GroupKey& key, SessionId session, 
   if (!refused.empty() || group.admitted[index]) return Receipt::kDuplicate;
   group.admitted[index] = true;
   --group.missing;
-  --missing_by_version_[group.assignment->version];
+  --missing_[NeedOf(*group.assignment)];
   return Receipt::kAdmitted;
 }
 

@@ -42,18 +42,28 @@ struct Group {
   std::map<SessionId, GroupHold> holds;
 };
 
+// What a rollout must serve to be given a group: exactly `version`, or at least it where `free`.
+// Groups of an exact version come first.
+struct VersionNeed {
+  bool free = false;
+  uint64_t version = 0;
+  bool MetBy(uint64_t served) const { return free ? served >= version : served == version; }
+  friend auto operator<=>(const VersionNeed&, const VersionNeed&) = default;
+};
+
 // Not thread-safe.
 class GroupTable {
  public:
   // Canonical order of waiting groups: the version, then purpose and ordinal.
   struct QueueKey {
-    uint64_t version;
+    VersionNeed need;
     GroupKey key;
     friend auto operator<=>(const QueueKey&, const QueueKey&) = default;
   };
   struct Load {
     int64_t groups = 0;
-    int64_t samples = 0;  // not delivered
+    int64_t samples = 0;       // not delivered
+    int64_t exact_groups = 0;  // of those, groups that are not free
   };
   enum class Receipt { kAdmitted, kDuplicate };
 
@@ -67,8 +77,9 @@ class GroupTable {
   const Group* Find(const GroupKey& key) const;
   const std::map<GroupKey, Group>& groups() const { return groups_; }
   const std::set<QueueKey>& queue() const { return queue_; }
-  // Samples not admitted, by version, over waiting and held groups.
-  const std::map<uint64_t, int64_t>& missing_by_version() const { return missing_by_version_; }
+  // Samples not admitted, over waiting and held groups: of one need, or of all.
+  int64_t MissingOf(const VersionNeed& need) const;
+  int64_t missing() const;
   Load LoadOf(SessionId session) const;
   // Keys that `session` holds, ascending.
   std::vector<GroupKey> HeldBy(SessionId session) const;
@@ -93,7 +104,8 @@ class GroupTable {
   std::set<QueueKey> queue_;
   std::map<SessionId, std::set<GroupKey>> held_;
   std::map<SessionId, int64_t> undelivered_;
-  std::map<uint64_t, int64_t> missing_by_version_;
+  std::map<SessionId, int64_t> exact_held_;
+  std::map<VersionNeed, int64_t> missing_;
   std::set<GroupKey> erased_;
   std::deque<GroupKey> erased_order_;
 };

@@ -359,7 +359,8 @@ bool RolloutCoordinator::OnSample(RolloutSession& session, Arrival arrival) {
   if (!arrival.malformed.ok()) {
     verdict = {false, DropReason::kMalformed, std::string(arrival.malformed.message())};
   } else {
-    const SampleLimits limits{job_->spec->vocab_size, job_->spec->max_sequence_tokens};
+    const SampleLimits limits{job_->spec->vocab_size, job_->spec->max_sequence_tokens,
+                              job_->published.empty() ? 0 : job_->published.rbegin()->first};
     verdict = CheckSample(*group->assignment, limits, arrival.sample);
   }
   const uint32_t index = arrival.sample.index;

@@ -54,7 +54,8 @@ bool RolloutCoordinator::MayWork(const RolloutSession& session) const {
 std::map<uint64_t, int64_t> RolloutCoordinator::WaitingByVersion() const {
   std::map<uint64_t, int64_t> waiting;
   for (const GroupTable::QueueKey& entry : job_->groups.queue()) {
-    if (job_->published.contains(entry.version)) ++waiting[entry.version];
+    if (entry.need.free) break;  // what is newest will do
+    if (job_->published.contains(entry.need.version)) ++waiting[entry.need.version];
   }
   return waiting;
 }
@@ -69,7 +70,7 @@ VersionPlan RolloutCoordinator::SwitchVersions() {
     for (std::optional<WeightIdentity>* set : {&session.preparing, &session.staged}) {
       if (*set && !job_->published.contains((*set)->version)) set->reset();
     }
-    VersionServer server{id, std::nullopt, job_->groups.LoadOf(id).groups > 0};
+    VersionServer server{id, std::nullopt, job_->groups.LoadOf(id).exact_groups > 0};
     if (session.committing) {
       server.version = session.committing->version;
       server.busy = true;
@@ -91,10 +92,16 @@ VersionPlan RolloutCoordinator::SwitchVersions() {
 }
 
 void RolloutCoordinator::SteerTo(RolloutSession& session, uint64_t version) {
-  const WeightIdentity target = job_->published.at(version)->manifest().identity();
+  WeightIdentity target = job_->published.at(version)->manifest().identity();
   if (session.serving == target) return;
   session.moving = true;
   if (session.preparing == target) return;
+  if (job_->spec->free_versions) {
+    // What is on its way is taken up first: were it given up for each newer set, a learner that
+    // publishes faster than a rollout fetches would keep it at an old one.
+    if (session.preparing) return;
+    if (session.staged) target = *session.staged;
+  }
   if (session.staged != target) {
     Prepare(session, version);
     return;
@@ -125,22 +132,22 @@ void RolloutCoordinator::Prepare(RolloutSession& session, uint64_t version) {
 void RolloutCoordinator::AssignWaiting(const VersionPlan& plan) {
   const std::set<GroupTable::QueueKey>& queue = job_->groups.queue();
   for (auto it = queue.begin(); it != queue.end();) {
-    if (plan.starved && it->version > *plan.starved) return;
+    const VersionNeed need = it->need;
+    if (plan.starved && (need.free || need.version > *plan.starved)) return;
     const GroupKey key = it->key;
-    const uint64_t version = it->version;
     ++it;
     bool nobody = true;
     RolloutSession* session = PickFor(*job_->groups.Find(key), &nobody);
     if (session != nullptr) {
       Give(key, *session);
     } else if (nobody) {
-      it = queue.upper_bound({version, {Purpose::kEval, UINT64_MAX}});
+      it = queue.upper_bound({need, {Purpose::kEval, UINT64_MAX}});
     }
   }
 }
 
 RolloutSession* RolloutCoordinator::PickFor(const Group& group, bool* nobody) {
-  const uint64_t version = group.assignment->version;
+  const VersionNeed need{group.assignment->free, group.assignment->version};
   int expected = 0;  // rollouts that serve or will soon
   bool others = false;
   for (const auto& [id, session] : sessions_) {
@@ -150,14 +157,18 @@ RolloutSession* RolloutCoordinator::PickFor(const Group& group, bool* nobody) {
   }
   if (expected == 0) return nullptr;
   const bool avoiding = others && clock_.Now() < group.avoid_until;
-  // Nobody takes more than its share while others are still on their way.
-  const int64_t missing = job_->groups.missing_by_version().at(version);
+  // Nobody takes more than its share while others are still on their way. Where rollouts hold
+  // groups of several needs at once, it is the share of all.
+  const int64_t missing =
+      job_->spec->free_versions ? job_->groups.missing() : job_->groups.MissingOf(need);
   const int64_t share = (missing + expected - 1) / expected;
   RolloutSession* best = nullptr;
   int64_t best_load = 0;
   for (auto& [id, session] : sessions_) {
-    if (!MayWork(session) || session.state != RolloutState::kServing || session.moving ||
-        session.free_credit() == 0 || session.serving->version != version) {
+    // A free group may be given to a rollout that is about to change its weights.
+    if (!MayWork(session) || session.state != RolloutState::kServing ||
+        (session.moving && !need.free) || session.free_credit() == 0 ||
+        !need.MetBy(session.serving->version)) {
       continue;
     }
     const int64_t load = job_->groups.LoadOf(id).samples;
@@ -187,7 +198,9 @@ void RolloutCoordinator::AssignCopies() {
     }
     std::vector<std::pair<absl::Time, GroupKey>> candidates;
     for (const auto& [key, group] : job_->groups.groups()) {
-      if (group.assignment->version != session.serving->version || group.holds.size() != 1) {
+      // A copy of a free group would be another one.
+      if (group.assignment->free || group.assignment->version != session.serving->version ||
+          group.holds.size() != 1) {
         continue;
       }
       const absl::Time since = group.holds.begin()->second.since;
@@ -332,12 +345,13 @@ std::string RolloutCoordinator::WaitingFor() const {
                                  ago(refusal_->when), " ago: ", refusal_->why));
   }
   if (job_ != nullptr) {
-    std::map<uint64_t, int64_t> waiting;
-    for (const GroupTable::QueueKey& entry : job_->groups.queue()) ++waiting[entry.version];
-    for (const auto& [version, groups] : waiting) {
+    std::map<VersionNeed, int64_t> waiting;
+    for (const GroupTable::QueueKey& entry : job_->groups.queue()) ++waiting[entry.need];
+    for (const auto& [need, groups] : waiting) {
+      const bool published = need.free || job_->published.contains(need.version);
       parts.push_back(absl::StrCat(groups, " groups wait for a rollout that serves version ",
-                                   version,
-                                   job_->published.contains(version) ? "" : " (not published)"));
+                                   need.version, need.free ? " or later" : "",
+                                   published ? "" : " (not published)"));
     }
   }
   return absl::StrJoin(parts, "; ");

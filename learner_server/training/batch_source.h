@@ -25,6 +25,9 @@ struct BatchStatistics {
   std::map<std::string, int64_t> reward_outcomes;
   std::vector<int64_t> lengths;  // response tokens of each sample
   int64_t truncated = 0;         // ended by the length limit
+  // Beside them, with batch.max_lag: dropped whole groups since the batch before, in no other
+  // figure but tokens_generated and samples_dropped.
+  int64_t samples_stale = 0;
   double reward_mean = 0;
   double reward_std = 0;
   int64_t groups = 0;
@@ -35,6 +38,10 @@ struct BatchStatistics {
 struct TrainBatch {
   std::vector<std::vector<TrainSequence>> updates;  // one list for each optimizer step
   int64_t rows_consumed = 0;                        // of the data order
+  std::vector<uint64_t> open_groups;                // after it; see RunProgress
+  // The policy in force generated every token, so that its log-probs are comparable. The trainer
+  // fills it in.
+  bool on_policy = false;
   BatchStatistics statistics;
   // Every response in canonical order, where the job saves its samples.
   std::vector<SampleRecord> samples;

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/error_reason.h"
 #include "common/base/status_macros.h"
@@ -45,6 +46,22 @@ AlgorithmInputs InputsOf(const v1::TrainingJobSpec& spec, const Algorithm& algor
   };
 }
 
+// Batches of free generation are the groups that arrive, and the log they are replayed from holds
+// what was generated for them and nothing else.
+absl::Status CheckFreeLag(const v1::TrainingJobSpec& spec, const Algorithm& algorithm) {
+  if (spec.batch().max_lag() == 0) return absl::OkStatus();
+  const RegularizerOptions& regularizers = algorithm.regularizers;
+  const char* choice = nullptr;
+  if (regularizers.zero_variance == ZeroVarianceGroups::kResample)
+    choice = "zero_variance: resample";
+  if (regularizers.kl.coefficient > 0) choice = "KL to a reference policy";
+  if (algorithm.advantage == AdvantageKind::kGreedyBaseline) choice = "advantage: greedy_baseline";
+  if (choice == nullptr) return absl::OkStatus();
+  return Error(absl::StatusCode::kInvalidArgument, "NEEDS_SCHEDULED_LAG",
+               absl::StrCat("batch.max_lag is given, and ", choice,
+                            " needs a scheduled lag; give batch.lag instead, or another choice"));
+}
+
 }  // namespace
 
 absl::StatusOr<Algorithm> ResolveAlgorithm(const v1::TrainingJobSpec& spec) {
@@ -57,6 +74,7 @@ absl::StatusOr<Algorithm> ResolveAlgorithm(const v1::TrainingJobSpec& spec) {
   if (!violations.empty()) return InvalidSpec(violations);
   OverlongOptions& overlong = algorithm.regularizers.overlong;
   if (overlong.enabled) overlong = ResolveOverlong(overlong, spec.sampling().max_new_tokens());
+  HALFSTEP_RETURN_IF_ERROR(CheckFreeLag(spec, algorithm));
   HALFSTEP_RETURN_IF_ERROR(ValidateAlgorithm(algorithm, InputsOf(spec, algorithm)));
   return algorithm;
 }

@@ -139,6 +139,12 @@ absl::StatusOr<JobInputs> LoadEvaluationInputs(const JobSettings& settings) {
   return inputs;
 }
 
+absl::StatusOr<JobInputs> LoadModelInputs(const JobSettings& settings) {
+  JobInputs inputs;
+  HALFSTEP_RETURN_IF_ERROR(LoadModel(settings, &inputs));
+  return inputs;
+}
+
 RolloutJob MakeRolloutJob(const JobSettings& settings, const JobInputs& inputs, uint64_t epoch) {
   RolloutJob job;
   job.epoch = epoch;
@@ -147,6 +153,7 @@ RolloutJob MakeRolloutJob(const JobSettings& settings, const JobInputs& inputs, 
   job.precision = settings.rollout_dtype;
   job.fp32 = settings.fp32;
   job.profile = settings.profile;
+  job.free_versions = settings.max_lag > 0;
   job.max_sequence_tokens = inputs.max_sequence_tokens;
   job.max_sequences = std::min(settings.prompts * settings.samples, kMaxSequencesPerRollout);
   return job;

@@ -35,6 +35,9 @@ absl::StatusOr<JobInputs> LoadJobInputs(const JobSettings& settings);
 // INVALID_ARGUMENT (reason NO_EVAL_DATA) for settings without any.
 absl::StatusOr<JobInputs> LoadEvaluationInputs(const JobSettings& settings);
 
+// The model alone, which must have weights; max_sequence_tokens stays 0.
+absl::StatusOr<JobInputs> LoadModelInputs(const JobSettings& settings);
+
 // What rollout servers are told to load.
 RolloutJob MakeRolloutJob(const JobSettings& settings, const JobInputs& inputs, uint64_t epoch);
 

@@ -142,6 +142,7 @@ absl::StatusOr<JobSettings> MakeJobSettings(const v1::TrainingJobSpec& spec,
   settings.samples = spec.batch().samples();
   settings.updates = spec.batch().updates();
   settings.lag = spec.batch().lag();
+  settings.max_lag = spec.batch().max_lag();
   settings.permute_rewards = spec.reward().permute();
   settings.save_samples = spec.save_samples();
   settings.sampling.temperature = static_cast<float>(spec.sampling().temperature());

@@ -47,7 +47,10 @@ struct JobSettings {
   int64_t prompts = 0;  // per step; rows for supervised jobs
   int64_t samples = 1;
   int64_t updates = 1;
-  int64_t lag = 0;
+  int64_t lag = 0;      // scheduled; 0 with max_lag
+  int64_t max_lag = 0;  // of free generation; 0: the lag is scheduled
+  // Batches that generation may be ahead of training.
+  int64_t ahead() const { return max_lag > 0 ? max_lag : lag; }
   bool permute_rewards = false;
   bool save_samples = false;
   SamplingParams sampling;

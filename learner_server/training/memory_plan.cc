@@ -50,9 +50,9 @@ MemoryPlan PlanMemory(const JobSettings& settings, const JobInputs& inputs) {
       ModelWeights::Bytes(config, layout, settings.learner_dtype, inputs.max_sequence_tokens);
   if (inputs.reference) plan.reference = plan.weights;  // the same shapes
   if (!settings.supervised) {
-    // One for each version that a batch in flight may name, the last one that none does, and the
-    // next while it is made.
-    const auto sets = static_cast<size_t>(settings.lag) + 3;
+    // One for each version that a batch in flight may name, or the one before where none names any;
+    // the last one that none needs; and the next while it is made.
+    const auto sets = static_cast<size_t>(settings.max_lag > 0 ? 1 : settings.lag) + 3;
     plan.published = sets * elements * SizeOf(settings.rollout_dtype);
   }
   plan.micro_batch_tokens = MicroBatchTokens(settings, inputs.max_sequence_tokens);

@@ -59,26 +59,46 @@ absl::StatusOr<CollectedGroups> RolloutClient::Collect(const std::vector<GroupKe
     if (progress.complete()) {
       return CollectedGroups{buffer_.Take(groups), all_received - start, now - all_received};
     }
-    if (!progress.lost.ok()) {
-      return Error(
-          absl::StatusCode::kAborted, "GROUP_LOST",
-          absl::StrCat("a group was given up by every rollout that got it: ",
-                       progress.lost.message(), "; look at the rollouts' logs and resume the job"));
-    }
-    if (control_->request() != RunRequest::kNone) {
-      return absl::CancelledError("asked to stop while waiting for samples");
-    }
-    if (now - start > options_.batch_timeout) {
-      return Error(
-          absl::StatusCode::kDeadlineExceeded, "BATCH_TIMEOUT",
-          absl::StrCat("after ", absl::FormatDuration(options_.batch_timeout), ", ",
-                       progress.received, " of ", progress.expected, " samples have come and ",
-                       progress.scored, " are scored; waiting for ", pool_->Status().waiting_for,
-                       "; resume the job with more rollouts or a longer --batch-timeout"));
-    }
-    // Samples may all be there and only their scores missing: then no rollout is needed.
-    if (progress.received < progress.expected) HALFSTEP_RETURN_IF_ERROR(CheckRollouts(now));
+    HALFSTEP_RETURN_IF_ERROR(CheckWait(progress, start, now));
   }
+}
+
+absl::StatusOr<CollectedGroups> RolloutClient::CollectArrived() {
+  const absl::Time start = absl::Now();
+  without_since_ = absl::InfiniteFuture();
+  for (;;) {
+    const TrajectoryBuffer::Arrivals arrivals = buffer_.AwaitArrivals(absl::Now() + kPollInterval);
+    const absl::Time now = absl::Now();
+    if (!arrivals.groups.empty()) {
+      return CollectedGroups{buffer_.Take(arrivals.groups), now - start, absl::ZeroDuration()};
+    }
+    TrajectoryBuffer::Completeness progress = buffer_.MeasureTraining();
+    progress.lost = arrivals.lost;
+    HALFSTEP_RETURN_IF_ERROR(CheckWait(progress, start, now));
+  }
+}
+
+absl::Status RolloutClient::CheckWait(const TrajectoryBuffer::Completeness& progress,
+                                      absl::Time start, absl::Time now) {
+  if (!progress.lost.ok()) {
+    return Error(
+        absl::StatusCode::kAborted, "GROUP_LOST",
+        absl::StrCat("a group was given up by every rollout that got it: ", progress.lost.message(),
+                     "; look at the rollouts' logs and resume the job"));
+  }
+  if (control_->request() != RunRequest::kNone) {
+    return absl::CancelledError("asked to stop while waiting for samples");
+  }
+  if (now - start > options_.batch_timeout) {
+    return Error(
+        absl::StatusCode::kDeadlineExceeded, "BATCH_TIMEOUT",
+        absl::StrCat("after ", absl::FormatDuration(options_.batch_timeout), ", ",
+                     progress.received, " of ", progress.expected, " samples have come and ",
+                     progress.scored, " are scored; waiting for ", pool_->Status().waiting_for,
+                     "; resume the job with more rollouts or a longer --batch-timeout"));
+  }
+  // Samples may all be there and only their scores missing: then no rollout is needed.
+  return progress.received < progress.expected ? CheckRollouts(now) : absl::OkStatus();
 }
 
 absl::Status RolloutClient::CheckRollouts(absl::Time now) {

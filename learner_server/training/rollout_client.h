@@ -60,10 +60,19 @@ class RolloutClient {
   // BATCH_TIMEOUT; ABORTED, reason GROUP_LOST, for a group that was given up.
   absl::StatusOr<CollectedGroups> Collect(const std::vector<GroupKey>& groups);
 
+  // Waits for a training group of those assigned, whichever is complete first, and takes every one
+  // that is, in the order in which they became so. The same errors; BATCH_TIMEOUT when no group at
+  // all becomes complete.
+  absl::StatusOr<CollectedGroups> CollectArrived();
+
   BufferCounters counters() const { return buffer_.counters(); }
   RolloutPoolStatus pool_status() const { return pool_->Status(); }
 
  private:
+  // Why a wait since `start` for groups that are as far as `progress` says must end; OK: it goes
+  // on.
+  absl::Status CheckWait(const TrajectoryBuffer::Completeness& progress, absl::Time start,
+                         absl::Time now);
   absl::Status CheckRollouts(absl::Time now);
 
   const RolloutJob job_;

@@ -83,6 +83,7 @@ TrainSequence MakeSequence(Trajectory trajectory) {
                          trajectory.sample.tokens.end());
   sequence.behaviour = std::move(trajectory.sample.log_probs);
   sequence.rollout_id = std::move(trajectory.rollout_id);
+  sequence.versions = std::move(trajectory.sample.versions);
   return sequence;
 }
 
@@ -263,6 +264,19 @@ absl::StatusOr<TrainBatch> MakeTrainBatch(const JobSettings& settings, int64_t s
   return batch;
 }
 
+GroupTask TrainTask(const JobSettings& settings, int64_t max_positions, const GroupKey& key,
+                    const DatasetRow& row) {
+  GroupTask task;
+  task.assignment.key = key;
+  task.assignment.prompt = row.prompt;
+  task.assignment.samples = static_cast<uint32_t>(settings.samples);
+  task.assignment.sampling =
+      SamplingFor(settings.sampling, static_cast<int64_t>(row.prompt.size()), max_positions);
+  task.assignment.seed = settings.seed;
+  task.answer = row.target;
+  return task;
+}
+
 // What one batch has come to so far.
 struct RolloutSource::Collected {
   GeneratedGroups groups;
@@ -305,15 +319,9 @@ void RolloutSource::Dispatch(const Rows& rows, uint64_t version) {
   for (uint64_t group = rows.first; group < rows.first + static_cast<uint64_t>(rows.count);
        ++group) {
     const DatasetRow& row = dataset_->Shuffled(settings_.seed, group);
-    GroupTask& task = tasks.emplace_back();
-    task.assignment.key = {Purpose::kTrain, group};
-    task.assignment.prompt = row.prompt;
-    task.assignment.samples = static_cast<uint32_t>(settings_.samples);
-    task.assignment.sampling =
-        SamplingFor(settings_.sampling, static_cast<int64_t>(row.prompt.size()), max_positions_);
-    task.assignment.seed = settings_.seed;
+    GroupTask& task =
+        tasks.emplace_back(TrainTask(settings_, max_positions_, {Purpose::kTrain, group}, row));
     task.assignment.version = version;
-    task.answer = row.target;
     rows_[group] = row.line;
     if (!HasGreedyBaseline(settings_)) continue;
     GroupTask greedy = task;

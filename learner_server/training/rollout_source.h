@@ -43,6 +43,10 @@ absl::StatusOr<TrainBatch> MakeTrainBatch(const JobSettings& settings, int64_t s
 SamplingParams SamplingFor(const SamplingParams& sampling, int64_t prompt_tokens,
                            int64_t max_positions);
 
+// What a training group of `row` is asked to be; version and deadline are left to the caller.
+GroupTask TrainTask(const JobSettings& settings, int64_t max_positions, const GroupKey& key,
+                    const DatasetRow& row);
+
 class RolloutSource final : public BatchSource {
  public:
   // All must outlive it. The versions that the first batches name are already published.

@@ -5,6 +5,7 @@
 //   metrics.jsonl   a line per step           model/                the trained model, at the end
 //   samples.jsonl   a line per response, where the job saves them
 //   assigned.json   how far groups were given out
+//   replay.log      with batch.max_lag: see replay_log.h
 #pragma once
 
 #include <cstdint>
@@ -31,6 +32,7 @@ class RunFolder {
   const std::string& path() const { return path_; }
   std::string checkpoints() const { return path_ + "/checkpoints"; }
   static constexpr char kModelName[] = "model";
+  static constexpr char kReplayLogName[] = "replay.log";  // replay_log.h
 
   absl::Status WriteJob(const std::string& json) const;
   absl::Status AppendMetrics(const std::string& line) const;

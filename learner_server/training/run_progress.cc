@@ -57,6 +57,7 @@ std::string ToJson(const RunProgress& progress) {
             {"groups_reassigned", progress.groups_reassigned},
             {"train_seconds", progress.train_seconds},
             {"evaluated_step", progress.evaluated_step}};
+  if (!progress.open_groups.empty()) json["open_groups"] = progress.open_groups;
   PutOptional(json, "base_accuracy", progress.base_accuracy);
   PutOptional(json, "base_greedy", progress.base_greedy);
   PutOptional(json, "final_accuracy", progress.final_accuracy);
@@ -83,6 +84,7 @@ absl::StatusOr<RunProgress> RunProgressFromJson(const std::string& text) {
     json.at("max_abs_logprob_diff").get_to(progress.max_abs_logprob_diff);
     // A run that has just begun, and so has seen nothing, may lack it.
     if (json.contains("health")) progress.health = HealthFromJson(json["health"]);
+    if (json.contains("open_groups")) json["open_groups"].get_to(progress.open_groups);
     json.at("samples_by_rollout").get_to(progress.samples_by_rollout);
     json.at("groups_reassigned").get_to(progress.groups_reassigned);
     json.at("train_seconds").get_to(progress.train_seconds);
@@ -108,6 +110,7 @@ void AddToDigest(const RunProgress& progress, Digester* digester) {
   digester->UpdateInteger(progress.policy_version);
   digester->UpdateInteger(progress.cursor);
   for (const uint64_t version : progress.version_after) digester->UpdateInteger(version);
+  for (const uint64_t group : progress.open_groups) digester->UpdateInteger(group);
   digester->UpdateInteger(static_cast<uint64_t>(progress.samples_admitted));
   digester->UpdateInteger(static_cast<uint64_t>(progress.samples_trained));
   for (const auto& [reason, count] : progress.samples_dropped) {

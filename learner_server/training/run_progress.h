@@ -33,6 +33,9 @@ struct RunProgress {
   int64_t tokens_trained = 0;
   int64_t tokens_compared = 0;
   double max_abs_logprob_diff = 0;
+  // With batch.max_lag: ordinals of groups that were passed over by later ones and are yet to be
+  // trained, ascending (open_groups.h).
+  std::vector<uint64_t> open_groups;
   HealthState health;  // follows from the steps' figures, so it is in no digest
 
   // Facts about this run, no part of its state: they differ between equal runs.

@@ -88,6 +88,8 @@ void AddMismatch(const MismatchMetrics& mismatch, std::map<std::string, double>*
 // What the first update clips before the policy has moved: nothing, when pi equals mu.
 void AddPhantomClips(const StepRecord& record, std::map<std::string, double>* metrics) {
   if (record.mismatch.tokens_compared == 0 || record.updates.empty()) return;
+  // For other tokens it has.
+  if (record.lag && record.lag->max > 0) return;
   const PolicyLossStatistics& first = record.updates.front().loss;
   (*metrics)["phantom_clip_fraction"] = Share(first.clipped_low + first.clipped_high, first.tokens);
 }
@@ -100,6 +102,15 @@ void AddCorrection(const StepRecord& record, std::map<std::string, double>* metr
   (*metrics)["correction_max"] = correction.max;
   (*metrics)["correction_ess"] = correction.effective_sample_size;
   (*metrics)["correction_masked_share"] = correction.masked_share;
+}
+
+void AddLag(const StepRecord& record, std::map<std::string, double>* metrics) {
+  if (!record.lag) return;
+  (*metrics)["lag_mean"] = record.lag->mean;
+  (*metrics)["lag_p99"] = static_cast<double>(record.lag->p99);
+  (*metrics)["lag_max"] = static_cast<double>(record.lag->max);
+  (*metrics)["samples_spanning_versions"] = static_cast<double>(record.lag->sequences_spanning);
+  (*metrics)["samples_stale"] = static_cast<double>(record.batch.samples_stale);
 }
 
 void AddRewards(const BatchStatistics& batch, std::map<std::string, double>* metrics) {
@@ -187,6 +198,7 @@ std::map<std::string, double> MetricsOf(const StepRecord& record) {
   AddMismatch(record.mismatch, &metrics);
   AddPhantomClips(record, &metrics);
   AddCorrection(record, &metrics);
+  AddLag(record, &metrics);
   return metrics;
 }
 
@@ -220,6 +232,8 @@ void Export(const RunStart& start, LearnerMetrics* metrics) {
   metrics->last_step_timestamp.Set(Seconds(absl::Now()));
   metrics->policy_version.Set(static_cast<double>(start.published_version));
   metrics->scheduled_lag.Set(static_cast<double>(start.lag));
+  metrics->token_lag_mean.Set(kUnknown);
+  metrics->token_lag_max.Set(kUnknown);
   metrics->mismatch_bound.Set(MismatchBound(start.profile));
   metrics->mismatch_kl.Set(kUnknown);
   metrics->mismatch_max.Set(kUnknown);
@@ -253,6 +267,11 @@ void Export(const StepRecord& record, LearnerMetrics* metrics) {
   if (record.mismatch.tokens_compared > 0) {
     metrics->mismatch_kl.Set(record.mismatch.k3);
     metrics->mismatch_max.Set(record.mismatch.abs_max);
+  }
+  if (record.lag) {
+    metrics->token_lag_mean.Set(record.lag->mean);
+    metrics->token_lag_max.Set(static_cast<double>(record.lag->max));
+    metrics->samples_spanning.Increment(static_cast<double>(record.lag->sequences_spanning));
   }
   metrics->mismatch_tokens.Increment(static_cast<double>(record.mismatch.tokens_compared));
   for (const int64_t length : record.batch.lengths) {

@@ -4,12 +4,14 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "learner_server/algorithm/mismatch.h"
 #include "learner_server/training/batch_source.h"
 #include "learner_server/training/evaluation.h"
+#include "learner_server/training/token_lag.h"
 #include "learner_server/training/train_step.h"
 
 namespace halfstep {
@@ -23,6 +25,7 @@ struct StepRecord {
   BatchStatistics batch;
   std::vector<OptimizerStepReport> updates;
   MismatchMetrics mismatch;
+  std::optional<TokenLag> lag;   // with batch.max_lag
   std::string master_digest;     // of the FP32 master weights and Adam's moments after it
   float loss_scale = 1;          // in force after it
   int64_t skipped_steps = 0;     // of the run

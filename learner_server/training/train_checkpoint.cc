@@ -19,6 +19,7 @@
 #include "common/checkpoint/safetensors_writer.h"
 #include "kernels/check.h"
 #include "kernels/ops/elementwise.h"
+#include "learner_server/training/train_step.h"
 
 namespace halfstep {
 namespace {
@@ -246,6 +247,14 @@ std::string MasterDigest(const TrainState& state) {
   Digester digester;
   AddMaster(state, &digester);
   return digester.Finish().Hex();
+}
+
+std::string PublishedDigest(const ExecContext& ctx, const TrainState& state,
+                            const RunProgress& progress, DType dtype) {
+  if (!CheckPublishable(ctx, state.master, dtype).ok()) return "";
+  return WeightSet::Create(progress.policy_version, state.master, dtype, state.weights.rope_table())
+      ->manifest()
+      .manifest_digest;
 }
 
 std::string StateDigest(const TrainState& state, const RunProgress& progress) {

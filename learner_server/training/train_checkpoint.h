@@ -60,6 +60,11 @@ absl::StatusOr<std::vector<std::shared_ptr<const WeightSet>>> ReadOlderWeights(
 // XXH3-128 of the FP32 master weights and Adam's moments: what an optimizer step changes.
 std::string MasterDigest(const TrainState& state);
 
+// The digest of the manifest under which the master would be published in `dtype`; empty where it
+// cannot be, because a value is not finite.
+std::string PublishedDigest(const ExecContext& ctx, const TrainState& state,
+                            const RunProgress& progress, DType dtype);
+
 // XXH3-128, hexadecimal, over master, moments, scaler, optimizer steps and progress: equal for
 // equal runs.
 std::string StateDigest(const TrainState& state, const RunProgress& progress);

@@ -169,8 +169,9 @@ absl::Status TrainStep::RunMicroBatch(std::span<const TrainSequence> sequences,
   for (const PackedSequence& packed : micro.sequences) {
     const TrainSequence& sequence = sequences[packed.sequence];
     const std::span<const float> current = RowsOf(packed, log_probs);
-    if (mismatch != nullptr && !sequence.behaviour.empty()) {
-      mismatch->Add(current, sequence.behaviour);
+    const auto from = static_cast<size_t>(sequence.current_from);
+    if (mismatch != nullptr && from < sequence.behaviour.size()) {
+      mismatch->Add(current.subspan(from), std::span(sequence.behaviour).subspan(from));
     }
     const double weight = TokenWeight(options_.algorithm.aggregation, denominators_, packed.rows);
     const bool over_old = RatioDenominator(options_.algorithm) == PolicySource::kOld;

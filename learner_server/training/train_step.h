@@ -76,11 +76,11 @@ class TrainStep {
 
   // Trains on `sequences`, all of which enter the loss and its denominators; they have the
   // log-probs that RatioDenominator and CorrectionNumerator of the algorithm name, and those of the
-  // reference policy where it has one. `mismatch`, if
-  // not null, gets the log-probs of sequences that have behaviour log-probs. Fails with reason
-  // NON_FINITE_LOSS when the forward itself is not finite, and with the scaler's reasons; the
-  // weights are then as before. CANCELLED, with nothing of the state changed, once `stop`, which is
-  // asked before every micro-batch, says so; empty: never.
+  // reference policy where it has one. `mismatch`, if not null, gets the log-probs of sequences
+  // that have behaviour log-probs, from current_from on. Fails with reason NON_FINITE_LOSS when the
+  // forward itself is not finite, and with the scaler's reasons; the weights are then as before.
+  // CANCELLED, with nothing of the state changed, once `stop`, which is asked before every
+  // micro-batch, says so; empty: never.
   absl::StatusOr<OptimizerStepReport> Run(std::span<const TrainSequence> sequences,
                                           MismatchStatistics* mismatch,
                                           const std::function<bool()>& stop = nullptr);

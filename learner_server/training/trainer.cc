@@ -15,6 +15,7 @@
 #include "learner_server/training/mismatch_diagnosis.h"
 #include "learner_server/training/rollout_source.h"
 #include "learner_server/training/score_responses.h"
+#include "learner_server/training/token_lag.h"
 
 namespace halfstep {
 namespace {
@@ -83,7 +84,7 @@ absl::Status Trainer::Train() {
   }
   Export(RunStart{.step = progress.step,
                   .published_version = parts_.client == nullptr ? 0 : progress.policy_version,
-                  .lag = parts_.settings->lag,
+                  .lag = parts_.settings->ahead(),
                   .profile = parts_.settings->profile},
          parts_.metrics);
   ExportAlarms(health_, parts_.metrics);
@@ -115,6 +116,10 @@ absl::Status Trainer::RunStep(StepRecord* record) {
   if (parts_.client != nullptr) NoteAssigned(record->step);
   HALFSTEP_ASSIGN_OR_RETURN(TrainBatch batch, parts_.source->Next(record->step, progress));
   record->batch = batch.statistics;
+  batch.on_policy = MarkCurrent(progress.policy_version, &batch.updates);
+  if (parts_.settings->max_lag > 0) {
+    record->lag = MeasureTokenLag(progress.policy_version, batch.updates);
+  }
   record->wait_time = batch.wait_time;
   record->score_time = batch.score_time;
   record->reference_time = batch.reference_time;
@@ -135,18 +140,12 @@ absl::Status Trainer::RunStep(StepRecord* record) {
   return absl::OkStatus();
 }
 
-bool Trainer::IsOnPolicy(int64_t step) const {
-  const RunProgress& progress = *parts_.progress;
-  return parts_.client != nullptr &&
-         GeneratingVersion(progress, step, parts_.settings->lag) == progress.policy_version;
-}
-
 absl::Status Trainer::FillOldLogProbs(TrainBatch* batch, StepRecord* record) {
   const JobSettings& settings = *parts_.settings;
   if (RatioDenominator(settings.train_step.algorithm) != PolicySource::kOld)
     return absl::OkStatus();
   const absl::Time start = absl::Now();
-  const bool bypass = settings.profile == Profile::kBitwise && IsOnPolicy(record->step);
+  const bool bypass = settings.profile == Profile::kBitwise && batch->on_policy;
   for (std::vector<TrainSequence>& sequences : batch->updates) {
     if (bypass) {
       for (TrainSequence& sequence : sequences) sequence.old = sequence.behaviour;
@@ -170,9 +169,6 @@ absl::Status Trainer::FillOldLogProbs(TrainBatch* batch, StepRecord* record) {
 }
 
 absl::Status Trainer::RunUpdates(TrainBatch* batch, StepRecord* record) {
-  // Log-probs are comparable only at the weights that generated: before the batch's first update,
-  // and not when generation ran ahead.
-  const bool comparable = IsOnPolicy(record->step);
   MismatchStatistics mismatch;
   std::atomic<int64_t>* saturated = parts_.ctx.saturated_stores;
   const int64_t saturated_before = saturated == nullptr ? 0 : saturated->load();
@@ -180,10 +176,11 @@ absl::Status Trainer::RunUpdates(TrainBatch* batch, StepRecord* record) {
     // Until the batch has changed anything it can be left, to be trained on again by a later
     // attempt.
     const auto stop = [this] { return parts_.control->request() != RunRequest::kNone; };
-    HALFSTEP_ASSIGN_OR_RETURN(
-        OptimizerStepReport report,
-        train_step_.Run(batch->updates[i], comparable && i == 0 ? &mismatch : nullptr,
-                        i == 0 ? stop : std::function<bool()>()));
+    HALFSTEP_ASSIGN_OR_RETURN(OptimizerStepReport report,
+                              // Log-probs are comparable only at the weights that generated: before
+                              // the batch's first update, and where generation did not run ahead.
+                              train_step_.Run(batch->updates[i], i == 0 ? &mismatch : nullptr,
+                                              i == 0 ? stop : std::function<bool()>()));
     if (report.skipped) {
       LogWarning("optimizer step skipped: a scaled gradient is not finite",
                  {{"step", record->step},
@@ -223,7 +220,7 @@ void Trainer::DiagnoseIfSuspect(const TrainBatch& batch, const StepRecord& recor
 
 void Trainer::NoteAssigned(int64_t step) {
   const JobSettings& settings = *parts_.settings;
-  const int64_t last = std::min(step + settings.lag, settings.steps);
+  const int64_t last = std::min(step + settings.ahead(), settings.steps);
   const int64_t again = std::min(last, assigned_.step) - assigned_here_;
   groups_reassigned_before_ += std::max<int64_t>(again, 0) * settings.prompts;
   assigned_here_ = last;
@@ -239,7 +236,8 @@ void Trainer::AddToProgress(const TrainBatch& batch, const StepRecord& record) {
   const BatchStatistics& statistics = batch.statistics;
   progress.step = record.step;
   progress.cursor += static_cast<uint64_t>(batch.rows_consumed);
-  progress.samples_admitted += statistics.samples;
+  progress.open_groups = batch.open_groups;
+  progress.samples_admitted += statistics.samples + statistics.samples_stale;
   progress.samples_trained += statistics.samples_trained;
   for (const auto& [reason, count] : statistics.samples_dropped) {
     progress.samples_dropped[reason] += count;
@@ -268,7 +266,10 @@ absl::Status Trainer::PublishCurrent() {
                                          settings.rollout_dtype, state.weights.rope_table()));
   parts_.client->Publish(published_.back());
   parts_.metrics->policy_version.Set(static_cast<double>(progress.policy_version));
-  const uint64_t needed = GeneratingVersion(progress, progress.step + 1, settings.lag);
+  // Without a schedule no group needs a set, but a rollout may be about to have the one before.
+  const uint64_t needed = settings.max_lag > 0
+                              ? std::max<uint64_t>(progress.policy_version, 1) - 1
+                              : GeneratingVersion(progress, progress.step + 1, settings.lag);
   std::erase_if(published_, [&](const std::shared_ptr<const WeightSet>& weights) {
     const bool released = weights->manifest().version < needed;
     if (released) released_ = weights;
@@ -415,7 +416,7 @@ void Trainer::CountSamples(const BatchStatistics& batch) {
   metrics.tokens["generated"].Increment(
       static_cast<double>(counters.tokens_admitted - exported_counters_.tokens_admitted));
   samples_unsettled_ += counters.samples_admitted - exported_counters_.samples_admitted;
-  samples_unsettled_ -= batch.samples;
+  samples_unsettled_ -= batch.samples + batch.samples_stale;
   metrics.samples_buffered.Set(static_cast<double>(samples_unsettled_));
   exported_counters_ = counters;
 }
@@ -436,7 +437,9 @@ void Trainer::Checkpoint() {
   contents.progress = &progress;
   contents.job_json = parts_.job_json;
   contents.model = {parts_.settings->model_directory, parts_.settings->root};
-  if (!published_.empty()) contents.older_weights.assign(published_.begin(), published_.end() - 1);
+  if (!published_.empty() && parts_.settings->max_lag == 0) {
+    contents.older_weights.assign(published_.begin(), published_.end() - 1);
+  }
   const absl::Status status = WriteCheckpoint(*parts_.checkpoints, contents);
   parts_.metrics->step_duration["checkpoint"].Observe(absl::ToDoubleSeconds(absl::Now() - start));
   if (!status.ok()) {

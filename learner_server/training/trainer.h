@@ -65,9 +65,6 @@ class Trainer {
   absl::Status Train();
   absl::Status RunStep(StepRecord* record);
   absl::Status RunUpdates(TrainBatch* batch, StepRecord* record);
-  // Whether the policy in force generated the batch of `step`, so that its log-probs are
-  // comparable.
-  bool IsOnPolicy(int64_t step) const;
   // Gives the sequences the log-probs of the policy in force, where the algorithm reads them: those
   // of the behaviour policy where they are the same bits, else by one more forward.
   absl::Status FillOldLogProbs(TrainBatch* batch, StepRecord* record);

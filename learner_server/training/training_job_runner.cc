@@ -9,10 +9,13 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/build_info.h"
+#include "common/base/digest.h"
 #include "common/base/error_reason.h"
 #include "common/base/logging.h"
 #include "common/base/status_macros.h"
 #include "common/config/spec_text.h"
+#include "common/model/fingerprint.h"
 #include "common/model/initialize.h"
 #include "common/reward/scoring_pool.h"
 #include "common/reward/verifier.h"
@@ -20,9 +23,11 @@
 #include "kernels/buffer.h"
 #include "kernels/thread_pool.h"
 #include "kernels/workspace.h"
+#include "learner_server/training/free_rollout_source.h"
 #include "learner_server/training/job_inputs.h"
 #include "learner_server/training/memory_plan.h"
 #include "learner_server/training/reference_policy.h"
+#include "learner_server/training/replay_log.h"
 #include "learner_server/training/rollout_source.h"
 #include "learner_server/training/supervised_source.h"
 #include "learner_server/training/trainer.h"
@@ -49,7 +54,10 @@ class JobRun {
  private:
   absl::Status InitializeState();
   absl::Status LoadInitialWeights();
-  absl::Status CutLogs() const;
+  absl::Status CutLogs();
+  absl::Status OpenReplayLog();
+  // What the run came to, once it rests.
+  void EndReplayLog();
   void EmitNotice(const std::string& reason, const std::string& message);
   void TellOfSkippedPrompts();
 
@@ -65,6 +73,7 @@ class JobRun {
   std::string job_json_;
   std::optional<RunFolder> folder_;
   std::optional<CheckpointStore> checkpoints_;
+  std::optional<ReplayLog> replay_log_;  // with batch.max_lag
   std::unique_ptr<TrainState> state_;
   std::unique_ptr<ReferencePolicy> reference_;  // null: the algorithm has none
   RunProgress progress_;
@@ -121,9 +130,35 @@ absl::Status JobRun::InitializeState() {
 }
 
 // To what is behind the present state.
-absl::Status JobRun::CutLogs() const {
+absl::Status JobRun::CutLogs() {
+  if (settings_.max_lag > 0) HALFSTEP_RETURN_IF_ERROR(OpenReplayLog());
   HALFSTEP_RETURN_IF_ERROR(folder_->CutMetricsAfter(progress_.step, progress_.evaluated_step));
   return folder_->CutSamplesAfter(progress_.step);
+}
+
+absl::Status JobRun::OpenReplayLog() {
+  const ReplayHeader header{
+      .job_digest = DigestOf(job_json_).Hex(),
+      .model_digest = progress_.step == 0 ? MasterDigest(*state_) : std::string(),
+      .numerics = NumericsFingerprint(ctx_),
+      .build = BuildId(),
+      .max_sequence_tokens = inputs_.max_sequence_tokens};
+  HALFSTEP_ASSIGN_OR_RETURN(
+      ReplayLog log,
+      ReplayLog::Open(folder_->path() + "/" + RunFolder::kReplayLogName, header, progress_.step));
+  replay_log_.emplace(std::move(log));
+  return absl::OkStatus();
+}
+
+void JobRun::EndReplayLog() {
+  if (!replay_log_) return;
+  const ReplayEnd end{progress_.step, MasterDigest(*state_),
+                      PublishedDigest(ctx_, *state_, progress_, settings_.rollout_dtype),
+                      StateDigest(*state_, progress_)};
+  const absl::Status status = replay_log_->Append(end);
+  if (status.ok()) return;
+  EmitNotice("REPLAY_LOG_FAILED",
+             absl::StrCat("a replay cannot compare the last step: ", status.message()));
 }
 
 absl::Status JobRun::LoadInitialWeights() {
@@ -192,15 +227,20 @@ absl::StatusOr<RunResult> JobRun::Train(uint64_t epoch, bool is_known, RolloutPo
                    std::function<void(Reward)> done) {
           scoring->Submit(response, answer, std::move(done));
         });
-    auto rollouts = std::make_unique<RolloutSource>(settings_, parts.max_positions, &*inputs_.train,
-                                                    client.get());
-    if (reference_ != nullptr) {
-      rollouts->UseReference([this](std::span<TrainSequence> sequences) {
-        return reference_->Score([this] { return control_->request() != RunRequest::kNone; },
-                                 sequences);
-      });
+    if (replay_log_) {
+      source = std::make_unique<FreeRolloutSource>(settings_, parts.max_positions, &*inputs_.train,
+                                                   client.get(), state_.get(), &*replay_log_);
+    } else {
+      auto rollouts = std::make_unique<RolloutSource>(settings_, parts.max_positions,
+                                                      &*inputs_.train, client.get());
+      if (reference_ != nullptr) {
+        rollouts->UseReference([this](std::span<TrainSequence> sequences) {
+          return reference_->Score([this] { return control_->request() != RunRequest::kNone; },
+                                   sequences);
+        });
+      }
+      source = std::move(rollouts);
     }
-    source = std::move(rollouts);
     if (inputs_.eval) parts.eval_prompts = &*inputs_.eval;
   }
   parts.source = source.get();
@@ -208,6 +248,7 @@ absl::StatusOr<RunResult> JobRun::Train(uint64_t epoch, bool is_known, RolloutPo
   Trainer trainer(std::move(parts));
   absl::StatusOr<RunResult> result = trainer.Run();
   checkpoint_ = trainer.checkpoint();
+  if (result.ok() && result->outcome != RunOutcome::kCancelled) EndReplayLog();
   return result;
 }
 
@@ -220,11 +261,7 @@ void JobRun::Summarize(v1::RunSummary* summary) const {
   summary->set_checkpoint(checkpoint_);
   summary->set_state_digest(StateDigest(*state_, progress_));
   const DType dtype = settings_.supervised ? settings_.learner_dtype : settings_.rollout_dtype;
-  if (!CheckPublishable(ctx_, state_->master, dtype).ok()) return;
-  summary->set_weights_digest(WeightSet::Create(progress_.policy_version, state_->master, dtype,
-                                                state_->weights.rope_table())
-                                  ->manifest()
-                                  .manifest_digest);
+  summary->set_weights_digest(PublishedDigest(ctx_, *state_, progress_, dtype));
 }
 
 }  // namespace
@@ -257,12 +294,13 @@ absl::StatusOr<RunResult> TrainingJobRunner::Run(const std::string& job_id, uint
     }
   }();
   run.Summarize(summary);
-  if (ReasonOf(result.status()) == "NO_SOUND_CHECKPOINT") {
+  const std::string reason = ReasonOf(result.status());
+  if (reason == "NO_SOUND_CHECKPOINT" || reason == "NO_REPLAY_LOG" ||
+      reason == "REPLAY_LOG_DAMAGED" || reason == "REPLAY_LOG_OF_OTHER_RUN") {
     // What was trained may still be saved by a person.
-    return RunResult{RunOutcome::kPaused, ReasonOf(result.status()),
-                     std::string(result.status().message())};
+    return RunResult{RunOutcome::kPaused, reason, std::string(result.status().message())};
   }
-  if (ReasonOf(result.status()) == "DISK_FULL") {
+  if (reason == "DISK_FULL") {
     // What is in the run folder is sound, so the job can go on once there is room.
     return RunResult{
         .outcome = RunOutcome::kPaused,

@@ -41,7 +41,8 @@ struct CheckReport {
 };
 
 // One job at a time. A job whose checkpoints all fail to verify pauses with reason
-// NO_SOUND_CHECKPOINT, and nothing in its folder changes.
+// NO_SOUND_CHECKPOINT, and nothing in its folder changes; so does one with batch.max_lag that is to
+// go on and whose replay log does not reach its checkpoint (the reasons of ReplayLog::Open).
 // A run that finds no room for its folder or for the trained model pauses too, reason DISK_FULL;
 // one that finds none for a checkpoint says so and goes on.
 class TrainingJobRunner final : public JobRunner {

@@ -92,7 +92,8 @@ class Engine {
   const EngineOptions& options() const;
 
   // Serves `weights` (packed, of the engine's configuration and dtype) as `version` once every
-  // group that names another version has ended; `done`, on the engine's thread, says when. A later
+  // group that names another version has ended; groups that name none go on under the new weights.
+  // `done`, on the engine's thread, says when. A later
   // call replaces one that still waits, whose `done` then gets CANCELLED, as it does when the
   // engine stops.
   void SetWeights(std::shared_ptr<const ModelWeights> weights, uint64_t version,

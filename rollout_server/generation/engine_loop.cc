@@ -195,6 +195,8 @@ bool Engine::Loop::HoldsExactGroups() const {
 void Engine::Loop::TrySwap() {
   if (!pending_ || HoldsExactGroups()) return;
   PendingWeights swap = *std::exchange(pending_, std::nullopt);
+  // What is in the cache is of the weights that go.
+  scheduler_.RecomputeAll();
   weights_ = std::move(swap.weights);
   version_ = swap.version;
   ++local_.weight_swaps;

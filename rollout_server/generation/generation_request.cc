@@ -15,7 +15,7 @@ GroupRequest RequestOf(GroupAssignment assignment) {
   request.domain =
       assignment.key.purpose == Purpose::kTrain ? SamplingDomain::kTrain : SamplingDomain::kEval;
   request.group = assignment.key.ordinal;
-  request.version = assignment.version;
+  if (!assignment.free) request.version = assignment.version;
   return request;
 }
 

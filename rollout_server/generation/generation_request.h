@@ -23,7 +23,9 @@ struct GroupRequest {
   SamplingDomain domain = SamplingDomain::kUser;
   uint64_t group = 0;
   // The weights that must generate every token; other weights are not swapped in before the group
-  // is done. Without it, tokens come from whatever is served and carry its version.
+  // is done. Without it, tokens come from whatever is served and carry its version; when that
+  // changes, what was generated stays and its keys and values are computed again, so that every
+  // token is one of its version given all before it.
   std::optional<uint64_t> version;
 };
 

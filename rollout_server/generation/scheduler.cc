@@ -59,6 +59,13 @@ void Scheduler::Cancel(SequenceId sequence) {
   Remove(sequence);
 }
 
+void Scheduler::RecomputeAll() {
+  while (!running_.empty()) {
+    const SequenceId id = *running_.begin();
+    SendBack(id, &entries_.at(id));
+  }
+}
+
 void Scheduler::Schedule(StepPlan* plan) {
   plan->Clear();
   PlanDecodes(plan);
@@ -184,18 +191,18 @@ bool Scheduler::MakeRoom(SequenceId id) {
     // The sequence itself is not planned yet, so the search ends there at the latest.
     const SequenceId victim = *newest;
     if (victim == id) return false;
-    Preempt(victim, &entries_.at(victim));
+    SendBack(victim, &entries_.at(victim));
+    ++preemptions_;
   }
   return true;
 }
 
-void Scheduler::Preempt(SequenceId id, Entry* entry) {
+void Scheduler::SendBack(SequenceId id, Entry* entry) {
   ReleaseBlocks(entry);
   entry->computed = 0;
   if (entry->group->leader == id) entry->group->leader = kNone;
   running_.erase(id);
   waiting_.insert(id);
-  ++preemptions_;
 }
 
 void Scheduler::Commit(const StepPlan& plan, std::span<const SequenceId> finished) {

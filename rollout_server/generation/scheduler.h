@@ -50,6 +50,10 @@ class Scheduler {
   // Forgets a sequence that has not finished. Not between Schedule and Commit.
   void Cancel(SequenceId sequence);
 
+  // Every running sequence gives its blocks back and computes all its tokens again: the cache holds
+  // nothing that is still true. Not between Schedule and Commit.
+  void RecomputeAll();
+
   // Plans a step into `plan`, which is empty when nothing is left to do. A plan must be committed
   // before the next call of any kind.
   void Schedule(StepPlan* plan);
@@ -93,7 +97,8 @@ class Scheduler {
   // Frees blocks of sequences newer than `id` until one is free; false when there are none left to
   // take.
   bool MakeRoom(SequenceId id);
-  void Preempt(SequenceId id, Entry* entry);
+  // From running to waiting, with nothing computed.
+  void SendBack(SequenceId id, Entry* entry);
   void Remove(SequenceId id);
   void ReleaseBlocks(Entry* entry);
   bool WaitsForLeader(const Entry& entry) const;

@@ -90,13 +90,14 @@ class LearnerSide {
     return *std::move(rollout);
   }
 
-  void BeginJob(uint64_t epoch) {
+  void BeginJob(uint64_t epoch, bool free_versions = false) {
     RolloutJob job;
     job.epoch = epoch;
     for (const BundleFile& file : TinyModelFiles()) job.files.push_back({file.name, file.contents});
     job.vocab_size = TinyConfig().vocab_size;
     job.max_sequence_tokens = kMaxTokens;
     job.max_sequences = 32;
+    job.free_versions = free_versions;
     epoch_ = epoch;
     coordinator.BeginJob(job, &sink);
   }
@@ -107,7 +108,7 @@ class LearnerSide {
     coordinator.Publish(WeightSet::Create(version, master->parameters(), DType::kFloat16, rope));
   }
   // Training groups [first, first + count).
-  void Assign(uint64_t first, uint64_t count, uint64_t version) {
+  void Assign(uint64_t first, uint64_t count, uint64_t version, bool free = false) {
     std::vector<GroupAssignment> groups;
     for (uint64_t ordinal = first; ordinal < first + count; ++ordinal) {
       GroupAssignment group;
@@ -118,6 +119,7 @@ class LearnerSide {
       group.sampling.max_new_tokens = 24;
       group.seed = 5;
       group.version = version;
+      group.free = free;
       group.deadline = absl::Now() + kPatience;
       groups.push_back(std::move(group));
     }
@@ -260,6 +262,43 @@ TEST(RolloutStreamTest, TwoVersionsInFlight) {
               (std::vector<VersionRun>{{version, static_cast<uint32_t>(sample.tokens.size())}}));
   }
   ExpectSame(WithOneRollout(), got);
+}
+
+TEST(RolloutStreamTest, FreeGroupsGoOnUnderNewWeightsAndEachTokenIsOneOfItsVersion) {
+  LearnerSide learner;
+  const auto a = learner.StartRollout("a");
+  const auto b = learner.StartRollout("b");
+  learner.BeginJob(1, /*free_versions=*/true);
+  learner.Publish(0);
+  learner.AwaitServing(2);
+  learner.Assign(0, 160, 0, /*free=*/true);
+  for (uint64_t version = 1; version <= 3; ++version) {
+    learner.WaitFor(20 * version);
+    learner.Publish(version);
+    learner.coordinator.ReleaseWeightsBelow(version - 1);
+  }
+  const std::map<SampleKey, Sample> got = learner.WaitFor(160);
+  std::vector<std::shared_ptr<const ModelWeights>> weights;
+  for (uint64_t version = 0; version <= 3; ++version) {
+    weights.push_back(TinyWeights(LearnerSide::Seed(version)));
+  }
+  int spanning = 0;
+  for (const auto& [key, sample] : got) {
+    spanning += sample.versions.size() > 1;
+    size_t begin = 0;
+    for (const VersionRun& run : sample.versions) {
+      const std::vector<float> expected =
+          LearnerLogProbs(*weights.at(run.version),
+                          {{LearnerSide::Prompt(key.first.ordinal), sample.tokens}}, 1)[0];
+      EXPECT_EQ(std::memcmp(expected.data() + begin, sample.log_probs.data() + begin,
+                            run.count * sizeof(float)),
+                0);
+      begin += run.count;
+    }
+    ASSERT_EQ(begin, sample.tokens.size());
+  }
+  EXPECT_GT(spanning, 0);
+  EXPECT_EQ(learner.coordinator.Status().groups_reassigned, 0);
 }
 
 TEST(RolloutStreamTest, ARolloutThatLeavesFinishesWhatItHolds) {

@@ -392,6 +392,42 @@ TEST(EngineTest, TokensOfAnUnpinnedGroupCarryTheirVersions) {
   EXPECT_THAT(outcome.samples()[0].versions, ElementsAre(VersionRun{5, 10}, VersionRun{6, 20}));
 }
 
+// Also several samples of a prompt longer than a cache block, one of them not begun at the swap.
+TEST(EngineTest, ASwapInTheMiddleKeepsTokensAndRecomputesCachesUnderTheNewWeights) {
+  EngineOptions options = TinyOptions();
+  options.config.eos_token_ids = {};
+  options.max_sequences = 3;
+  auto engine = MakeServingEngine(options, 1, 5);
+  const GroupRequest request = MakeGroup(0, 21, 4, 24);
+  Outcome outcome;
+  int tokens = 0;
+  auto on_token = [&](const GeneratedToken&) {
+    if (++tokens == 30) engine->SetWeights(TinyWeights(2), 6, [](const absl::Status&) {});
+  };
+  ASSERT_TRUE(engine->Submit(request, outcome.callbacks(on_token)).ok());
+  ASSERT_TRUE(engine->Drain(absl::Now() + kPatience));
+  ASSERT_EQ(outcome.samples().size(), 4u);
+  EXPECT_EQ(engine->stats().preemptions, 0) << "for want of blocks there was none";
+  int spanning = 0;
+  for (const Sample& sample : outcome.samples()) {
+    size_t begin = 0;
+    spanning += sample.versions.size() == 2;
+    for (const VersionRun& run : sample.versions) {
+      const auto weights = TinyWeights(run.version == 5 ? 1 : 2);
+      const std::vector<float> expected =
+          LearnerLogProbs(*weights, {{request.prompt, sample.tokens}}, 1)[0];
+      EXPECT_EQ(std::memcmp(expected.data() + begin, sample.log_probs.data() + begin,
+                            run.count * sizeof(float)),
+                0)
+          << "sample " << sample.index << ", tokens from " << begin << " of version "
+          << run.version;
+      begin += run.count;
+    }
+    EXPECT_EQ(begin, sample.tokens.size());
+  }
+  EXPECT_EQ(spanning, 3);
+}
+
 TEST(EngineTest, LaterWeightsReplaceThoseThatWait) {
   auto engine = MakeServingEngine(TinyOptions(), 1, 5);
   GroupRequest request = MakeGroup(0, 10, 2, 40);

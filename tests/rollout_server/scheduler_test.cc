@@ -43,6 +43,12 @@ class SimulatedEngine {
     live_.erase(id);
   }
 
+  // Nothing that is in the cache may be read again.
+  void RecomputeAll() {
+    scheduler_.RecomputeAll();
+    std::fill(slots_.begin(), slots_.end(), Content{-1, -1, -1});
+  }
+
   // Runs one step; false when there was nothing to do.
   bool Step() {
     scheduler_.Schedule(&plan_);
@@ -276,6 +282,20 @@ TEST(SchedulerTest, KeepsGeneratedTokensOfAPreemptedSequence) {
   EXPECT_GT(recomputed, 30) << "prompt and generated tokens are computed again in one go";
 }
 
+TEST(SchedulerTest, RecomputesEverythingWhenTheCacheIsNoLongerTrue) {
+  SimulatedEngine engine(Options(40));
+  engine.AddGroup(2 * kKvBlockTokens + 3, 3, 3 * kKvBlockTokens);
+  engine.AddGroup(5, 1, 20);
+  for (int i = 0; i < 4; ++i) ASSERT_TRUE(engine.Step());
+  ASSERT_EQ(engine.scheduler().running(), 4);
+  engine.RecomputeAll();
+  EXPECT_EQ(engine.scheduler().running(), 0);
+  EXPECT_EQ(engine.scheduler().blocks().free(), 40);
+  EXPECT_EQ(engine.scheduler().preemptions(), 0);
+  engine.RunAll();
+  EXPECT_EQ(engine.finished().size(), 4u);
+}
+
 TEST(SchedulerTest, StartsInOrderOfArrivalEvenWhenAShorterOneWouldFit) {
   SimulatedEngine engine(Options(4));
   const SequenceId first = engine.AddGroup(60, 1, 64);
@@ -360,6 +380,7 @@ TEST_P(SchedulerRandomTest, FinishesEverythingAndLeaksNothing) {
       engine.Cancel(live[between(0, static_cast<int64_t>(live.size()) - 1)]);
       ++cancelled;
     }
+    if (between(0, 5) == 0) engine.RecomputeAll();
   }
   engine.RunAll();
   EXPECT_EQ(engine.finished().size(), added - cancelled);

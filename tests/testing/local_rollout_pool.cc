@@ -24,6 +24,7 @@ void LocalRolloutPool::BeginJob(const RolloutJob& job, SampleSink* sink) {
   layout_ = std::make_shared<const ParameterLayout>(config);
   rope_positions_ = job.max_sequence_tokens;
   sink_ = sink;
+  free_versions_ = job.free_versions;
   EngineOptions options;
   options.config = config;
   options.dtype = dtype_.value_or(job.precision);
@@ -31,6 +32,9 @@ void LocalRolloutPool::BeginJob(const RolloutJob& job, SampleSink* sink) {
   options.profile = job.profile;
   options.max_sequence_tokens = job.max_sequence_tokens;
   options.max_sequences = job.max_sequences;
+  if (on_step_) {
+    options.on_step = [this](const StepReport&, const EngineStats& stats) { on_step_(stats); };
+  }
   absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Create(std::move(options));
   HALFSTEP_CHECK(engine.ok());
   absl::MutexLock lock(&mutex_);
@@ -52,8 +56,14 @@ void LocalRolloutPool::EndJob() {
 }
 
 void LocalRolloutPool::Publish(std::shared_ptr<const WeightSet> weights) {
+  absl::MutexLock pump_lock(&pump_mutex_);
+  const uint64_t version = weights->manifest().version;
+  if (free_versions_) {
+    engine_->SetWeights(Load(*weights), version, [](const absl::Status&) {});
+  }
   absl::MutexLock lock(&mutex_);
-  published_[weights->manifest().version] = std::move(weights);
+  if (free_versions_) version_ = static_cast<int64_t>(version);
+  published_[version] = std::move(weights);
 }
 
 void LocalRolloutPool::ReleaseWeightsBelow(uint64_t version) {
@@ -97,7 +107,7 @@ void LocalRolloutPool::Pump() {
     absl::MutexLock lock(&mutex_);
     while (!queue_.empty()) {
       const int64_t version = static_cast<int64_t>(queue_.front().version);
-      if (version != version_) {
+      if (version != version_ && !queue_.front().free) {
         if (running_ > 0) break;
         weights = published_.at(queue_.front().version);
         version_ = version;

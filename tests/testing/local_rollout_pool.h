@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -34,6 +35,9 @@ class LocalRolloutPool final : public RolloutPool {
     shift_from_ = from_version;
   }
   void SetRolloutId(const std::string& rollout_id) { rollout_id_ = rollout_id; }
+
+  // EngineOptions::on_step of every engine; it may hold the engine up.
+  void OnEngineStep(std::function<void(const EngineStats&)> hook) { on_step_ = std::move(hook); }
 
   void BeginJob(const RolloutJob& job, SampleSink* sink) override;
   void EndJob() override;
@@ -68,6 +72,8 @@ class LocalRolloutPool final : public RolloutPool {
   std::optional<DType> dtype_;
   std::string rollout_id_ = "local";
   std::shared_ptr<const WeightSet> loaded_before_;  // with stale_; of the pump
+  bool free_versions_ = false;
+  std::function<void(const EngineStats&)> on_step_;
   int64_t jobs_begun_ ABSL_GUARDED_BY(mutex_) = 0;
   std::map<uint64_t, std::shared_ptr<const WeightSet>> published_ ABSL_GUARDED_BY(mutex_);
   std::deque<GroupAssignment> queue_ ABSL_GUARDED_BY(mutex_);

@@ -99,6 +99,8 @@ TEST(ValidateSpecTest, NumbersOutOfRangeSayTheRange) {
   ExpectRefused([](auto& s) { s.set_steps(0); }, "steps", "is 0; accepted are 1 to");
   ExpectRefused([](auto& s) { s.mutable_batch()->set_lag(-1); }, "batch.lag",
                 "is -1; accepted are 0");
+  ExpectRefused([](auto& s) { s.mutable_batch()->set_max_lag(0); }, "batch.max_lag",
+                "is 0; accepted are 1");
   ExpectRefused([](auto& s) { s.mutable_batch()->set_prompts(0); }, "batch.prompts", "accepted");
   ExpectRefused([](auto& s) { s.mutable_batch()->set_samples(0); }, "batch.samples", "accepted");
   ExpectRefused([](auto& s) { s.mutable_batch()->set_updates(0); }, "batch.updates", "accepted");
@@ -271,11 +273,22 @@ TEST(ValidateSpecTest, EvaluationNeedsPrompts) {
       "evaluation.every_steps", "without data.eval");
 }
 
+TEST(ValidateSpecTest, GenerationIsScheduledOrFree) {
+  EXPECT_THAT(Violations([](auto& s) { s.mutable_batch()->set_max_lag(2); }), IsEmpty());
+  ExpectRefused(
+      [](auto& s) {
+        s.mutable_batch()->set_max_lag(2);
+        s.mutable_batch()->set_lag(1);
+      },
+      "batch.max_lag", "either scheduled or free");
+}
+
 TEST(ValidateSpecTest, SupervisedJobsHaveNoKeysOfRl) {
   const auto refused = [](const Change& change, const std::string& field) {
     ExpectRefused(change, field, "no meaning for objective sft", kValidSftJob);
   };
   refused([](auto& s) { s.mutable_batch()->set_lag(1); }, "batch.lag");
+  refused([](auto& s) { s.mutable_batch()->set_max_lag(1); }, "batch.max_lag");
   refused([](auto& s) { s.mutable_batch()->set_updates(2); }, "batch.updates");
   refused([](auto& s) { s.mutable_batch()->set_samples(8); }, "batch.samples");
   refused([](auto& s) { s.mutable_reward(); }, "reward");

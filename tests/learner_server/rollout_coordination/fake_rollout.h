@@ -130,8 +130,12 @@ class FakeRollout {
       version = in.commit_weights().weights().version();
       Put(out);
     } else if (in.has_assign()) {
-      const GroupAssignment assignment = *FromProto(in.assign());
-      if (assignment.version != version) wrong_version = true;
+      GroupAssignment assignment = *FromProto(in.assign());
+      if (assignment.free) {
+        assignment.version = version;  // which generates it
+      } else if (assignment.version != version) {
+        wrong_version = true;
+      }
       groups[assignment.key] = assignment;
       ++assigned;
     } else if (in.has_abandon()) {

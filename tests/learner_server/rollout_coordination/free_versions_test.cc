@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+// Groups that name no version: rollouts take up each new set beside their work.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "tests/learner_server/rollout_coordination/coordinator_fixture.h"
+
+namespace halfstep {
+namespace {
+
+using ::testing::ElementsAre;
+
+class FreeVersionsTest : public CoordinatorFixture {
+ protected:
+  void BeginFreeJob() {
+    RolloutJob job = TinyJob();
+    job.free_versions = true;
+    coordinator->BeginJob(job, &sink);
+  }
+  // Free training groups [first, last] that a version from `lowest` on may begin.
+  void AssignFree(uint64_t first, uint64_t last, uint64_t lowest) {
+    std::vector<GroupAssignment> groups;
+    for (uint64_t i = first; i <= last; ++i) {
+      groups.push_back(TinyGroup(Train(i), lowest));
+      groups.back().free = true;
+      groups.back().deadline = clock.Now() + absl::Seconds(60);
+    }
+    coordinator->Assign(std::move(groups));
+  }
+  // What a rollout was told of weights, in order.
+  static std::vector<std::string> OrdersOf(const FakeRollout& rollout) {
+    std::vector<std::string> orders;
+    for (const v1::LearnerMessage& message : rollout.outbox->messages) {
+      if (message.has_prepare_weights()) {
+        orders.push_back(absl::StrCat("prepare ", message.prepare_weights().manifest().version()));
+      } else if (message.has_commit_weights()) {
+        orders.push_back(absl::StrCat("commit ", message.commit_weights().weights().version()));
+      }
+    }
+    return orders;
+  }
+};
+
+TEST_F(FreeVersionsTest, ABusyRolloutTakesUpANewSetAndGoesOnWithItsGroups) {
+  FakeRollout& rollout = Add("a");
+  BeginFreeJob();
+  Publish(0);
+  Settle();
+  AssignFree(0, 3, 0);
+  Settle();
+  EXPECT_EQ(rollout.groups.size(), 4u);
+  Publish(1);
+  Settle();
+  EXPECT_EQ(rollout.version, 1u);
+  EXPECT_TRUE(rollout.committed_while_busy);
+  AssignFree(4, 5, 1);
+  Settle();
+  EXPECT_EQ(rollout.groups.size(), 6u);
+  rollout.FinishAll();
+  ExpectAllOnce(6);
+  EXPECT_EQ(coordinator->Status().groups_reassigned, 0);
+}
+
+TEST_F(FreeVersionsTest, AGroupWaitsOnlyForTheLowestVersionThatMayBeginIt) {
+  FakeRollout& rollout = Add("a");
+  BeginFreeJob();
+  Publish(0);
+  Settle();
+  Publish(1);  // the rollout does not have it yet
+  AssignFree(0, 1, 1);
+  AssignFree(2, 3, 0);
+  while (const v1::LearnerMessage* message = rollout.Next()) {
+    if (message->has_assign()) rollout.Obey(v1::LearnerMessage(*message));
+  }
+  EXPECT_EQ(rollout.groups.size(), 2u);
+  EXPECT_TRUE(rollout.groups.contains(Train(2)) && rollout.groups.contains(Train(3)));
+  EXPECT_THAT(coordinator->Status().waiting_for,
+              testing::HasSubstr("2 groups wait for a rollout that serves version 1 or later"));
+}
+
+TEST_F(FreeVersionsTest, ASetThatIsOnItsWayIsTakenUpBeforeANewerOne) {
+  FakeRollout& rollout = Add("a");
+  BeginFreeJob();
+  Publish(0);
+  Settle();
+  AssignFree(0, 3, 0);
+  Settle();
+  Publish(1);
+  Publish(2);
+  EXPECT_THAT(OrdersOf(rollout), ElementsAre("prepare 0", "commit 0", "prepare 1"));
+  Settle();
+  EXPECT_THAT(OrdersOf(rollout), ElementsAre("prepare 0", "commit 0", "prepare 1", "commit 1",
+                                             "prepare 2", "commit 2"));
+  EXPECT_EQ(rollout.version, 2u);
+}
+
+TEST_F(FreeVersionsTest, AnEvaluationStillNamesItsVersion) {
+  FakeRollout& rollout = Add("a");
+  BeginFreeJob();
+  Publish(0);
+  Settle();
+  AssignFree(0, 1, 0);
+  Publish(1);
+  GroupAssignment eval = TinyGroup(Eval(0), 1);
+  eval.deadline = clock.Now() + absl::Seconds(60);
+  coordinator->Assign({eval});
+  Settle();
+  EXPECT_EQ(rollout.version, 1u);
+  EXPECT_TRUE(rollout.groups.contains(Eval(0)));
+  EXPECT_FALSE(rollout.wrong_version);
+  // Its work must be finished by this version, so a later one waits.
+  Publish(2);
+  Settle();
+  EXPECT_EQ(rollout.version, 1u);
+  rollout.Finish(Eval(0));
+  Settle();
+  EXPECT_EQ(rollout.version, 2u);
+}
+
+TEST_F(FreeVersionsTest, AnIdleRolloutGetsNoCopyOfAFreeGroup) {
+  FakeRollout& busy = Add("a");
+  BeginFreeJob();
+  Publish(0);
+  Settle();
+  AssignFree(0, 1, 0);
+  Settle();
+  Pass(absl::Seconds(1));
+  busy.Finish(Train(0));  // so that there is a mean time
+  Add("b");
+  Settle();
+  Pass(absl::Seconds(20));
+  EXPECT_EQ(rollouts[1].assigned, 0);
+}
+
+}  // namespace
+}  // namespace halfstep
