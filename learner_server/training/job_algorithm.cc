@@ -38,8 +38,9 @@ AlgorithmInputs InputsOf(const v1::TrainingJobSpec& spec, const Algorithm& algor
   return {
       .samples_per_prompt = spec.batch().samples(),
       .behaviour_log_probs = true,
-      // Both are there as soon as the row reads them: by default the reference is the job's model.
-      .greedy_response = true,
+      // With free generation groups come as they are finished, and no greedy one with them.
+      .greedy_response = spec.batch().max_lag() == 0,
+      // By default the job's own model.
       .reference_log_probs = algorithm.regularizers.kl.coefficient > 0,
       .behaviour_is_old = spec.profile() == v1::PROFILE_BITWISE && !runs_ahead,
       .runs_ahead = runs_ahead,

@@ -205,7 +205,7 @@ void TrainStep::AddRegularizers(const TrainSequence& sequence, const PackedSeque
                                 const Scores& scores, OptimizerStepReport* report) const {
   const RegularizerOptions& regularizers = options_.algorithm.regularizers;
   const double weight = TokenWeight(options_.algorithm.aggregation, denominators_, packed.rows);
-  if (!sequence.reference.empty()) {
+  if (regularizers.kl.coefficient > 0) {
     KlOptions kl = regularizers.kl;
     if (kl.place == KlPlace::kReward) kl.coefficient = 0;  // the score has it; it is measured here
     AddKlLoss(kl,

@@ -51,7 +51,7 @@ struct OptimizerStepReport {
   int64_t sequences = 0;      // that entered the loss
   int64_t tokens = 0;         // their response tokens
   PolicyLossStatistics loss;  // of the objective alone
-  KlStatistics kl;            // to the reference policy, where sequences have its log-probs
+  KlStatistics kl;            // to the reference policy, where the algorithm has one
   double entropy_loss = 0;    // what the entropy bonus adds to the loss
   CorrectionMetrics correction;
   double entropy_sum = 0;    // nats, over `tokens`

@@ -184,6 +184,11 @@ TEST_F(AlgorithmRunTest, RowsThatCannotBeTrainedAreRefusedWithTheirReason) {
   EXPECT_EQ(
       refused(v1::ALGORITHM_PRESET_DAPO, [](auto& spec) { spec.mutable_batch()->set_lag(1); }),
       "RESAMPLING_RUNS_AHEAD");
+  const auto freely = [](auto& spec) {
+    (*spec.mutable_algorithm()->mutable_choices())["advantage"] = "greedy_baseline";
+    spec.mutable_batch()->set_max_lag(1);
+  };
+  EXPECT_EQ(refused(v1::ALGORITHM_PRESET_REINFORCE, freely), "GREEDY_RESPONSE_MISSING");
   const auto corrected = [](auto& spec) {
     spec.set_profile(v1::PROFILE_FAST);
     (*spec.mutable_algorithm()->mutable_choices())["correction"] = "sequence_mis";
