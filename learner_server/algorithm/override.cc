@@ -108,7 +108,8 @@ constexpr Parameter kParameters[] = {
      [](double value, Algorithm* a) { a->correction.k3_limit = value; }},
     {"correction_min_ratio", "correction veto", Corrects<CorrectionKind::kVeto>,
      [](double value, Algorithm* a) { a->correction.min_ratio = value; }},
-    {"correction_normalize", "a correction", kAlways,  // ValidateAlgorithm says which
+    {"correction_normalize", "a correction",
+     [](const Algorithm& a) { return a.correction.kind != CorrectionKind::kNone; },
      [](double value, Algorithm* a) { a->correction.normalize = value != 0; }, 1},
     {"kl", "", kAlways, [](double value, Algorithm* a) { a->regularizers.kl.coefficient = value; }},
     {"entropy", "", kAlways,

@@ -165,6 +165,7 @@ TEST(ApplyOverridesTest, WhatTheRowDoesNotReadIsRefused) {
   unread("grpo", "correction_high", "correction icepop");
   unread("grpo", "correction_k3_limit", "correction k3_mask");
   unread("grpo", "correction_min_ratio", "correction veto");
+  unread("grpo", "correction_normalize", "a correction");
   unread("grpo", "overlong_cache", "overlong shaping");
   unread("grpo", "constant_length", "aggregation sequence_mean_token_sum_norm");
   EXPECT_THAT(Violations("rloo", {.clip = {0.2, 0.2}}),
