@@ -47,20 +47,14 @@ AlgorithmInputs InputsOf(const v1::TrainingJobSpec& spec, const Algorithm& algor
   };
 }
 
-// Batches of free generation are the groups that arrive, and the log they are replayed from holds
-// what was generated for them and nothing else.
-absl::Status CheckFreeLag(const v1::TrainingJobSpec& spec, const Algorithm& algorithm) {
-  if (spec.batch().max_lag() == 0) return absl::OkStatus();
-  const RegularizerOptions& regularizers = algorithm.regularizers;
-  const char* choice = nullptr;
-  if (regularizers.zero_variance == ZeroVarianceGroups::kResample)
-    choice = "zero_variance: resample";
-  if (regularizers.kl.coefficient > 0) choice = "KL to a reference policy";
-  if (algorithm.advantage == AdvantageKind::kGreedyBaseline) choice = "advantage: greedy_baseline";
-  if (choice == nullptr) return absl::OkStatus();
-  return Error(absl::StatusCode::kInvalidArgument, "NEEDS_SCHEDULED_LAG",
-               absl::StrCat("batch.max_lag is given, and ", choice,
-                            " needs a scheduled lag; give batch.lag instead, or another choice"));
+// The log that a free run is replayed from holds what was generated, and no reference policy.
+absl::Status CheckReplayable(const v1::TrainingJobSpec& spec, const Algorithm& algorithm) {
+  if (spec.batch().max_lag() == 0 || algorithm.regularizers.kl.coefficient == 0) {
+    return absl::OkStatus();
+  }
+  return Error(absl::StatusCode::kInvalidArgument, "KL_NEEDS_SCHEDULED_LAG",
+               "batch.max_lag is given, and KL to a reference policy needs a scheduled lag; give "
+               "batch.lag instead, or leave parameters.kl out");
 }
 
 }  // namespace
@@ -75,7 +69,7 @@ absl::StatusOr<Algorithm> ResolveAlgorithm(const v1::TrainingJobSpec& spec) {
   if (!violations.empty()) return InvalidSpec(violations);
   OverlongOptions& overlong = algorithm.regularizers.overlong;
   if (overlong.enabled) overlong = ResolveOverlong(overlong, spec.sampling().max_new_tokens());
-  HALFSTEP_RETURN_IF_ERROR(CheckFreeLag(spec, algorithm));
+  HALFSTEP_RETURN_IF_ERROR(CheckReplayable(spec, algorithm));
   HALFSTEP_RETURN_IF_ERROR(ValidateAlgorithm(algorithm, InputsOf(spec, algorithm)));
   return algorithm;
 }

@@ -14,7 +14,8 @@ namespace halfstep {
 // The preset with the job's choices and numbers in place of its own, and the lengths that follow
 // from the job's sampling; supervised jobs have SupervisedAlgorithm. `spec` is resolved and valid
 // (common/config). INVALID_ARGUMENT: reason INVALID_SPEC with every violation of ApplyOverrides,
-// the reason of ValidateAlgorithm for a row that this job cannot train, or NEEDS_SCHEDULED_LAG.
+// the reason of ValidateAlgorithm for a row that this job cannot train, or
+// KL_NEEDS_SCHEDULED_LAG.
 absl::StatusOr<Algorithm> ResolveAlgorithm(const v1::TrainingJobSpec& spec);
 
 }  // namespace halfstep

@@ -68,6 +68,22 @@ TEST_F(CommandLineTest, CheckExplainsTheAlgorithm) {
   EXPECT_THAT(result.out, HasSubstr("1 - 0.1, 1 + 0.3"));
 }
 
+TEST_F(CommandLineTest, CheckNamesWhatAnAlgorithmCannotBe) {
+  const auto refused = [this](const char* samples, const char* algorithm, const char* what) {
+    Write("job.yaml",
+          absl::StrCat("model: model\nsteps: 4\nbatch: {prompts: 8, samples: ", samples,
+                       "}\ndata: {train: prompts.jsonl}\n", "sampling: {max_new_tokens: 16}\n",
+                       "optimizer: {learning_rate: 0.001}\nalgorithm: ", algorithm));
+    const Result result = Run("halfstep check job.yaml --explain");
+    EXPECT_EQ(result.exit_code, 2) << algorithm;
+    EXPECT_THAT(result.err, StartsWith("error: job.yaml: "));
+    EXPECT_THAT(result.err, HasSubstr(what));
+  };
+  refused("4", "{choices: {objective: ppo_klip}}", "did you mean 'ppo_clip'?");
+  refused("4", "{preset: rloo, parameters: {dual_clip: 3}}", "take objective ppo_clip");
+  refused("1", "{preset: grpo}", "group_mean_std compares the responses to a prompt");
+}
+
 // The demo's model, in the source.
 std::string DemoModel() {
   const char* source = std::getenv("HALFSTEP_SOURCE_DIR");

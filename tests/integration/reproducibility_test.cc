@@ -47,6 +47,7 @@ class ReproducibilityTest : public ::testing::Test {
   struct Options {
     int rollouts = 2;
     int lag = 0;
+    std::string preset = "dr_grpo";
     std::string victim = "";  // the process to kill with SIGKILL in the middle; empty: none
   };
 
@@ -63,6 +64,7 @@ class ReproducibilityTest : public ::testing::Test {
     std::ofstream(dir_ / (name + ".yaml"))
         << "model: model\noutput_dir: " << name << "\nsteps: " << kSteps
         << "\ndata: {train: train.jsonl}\nreward: {type: numeric}\n"
+        << "algorithm: {preset: " << options.preset << "}\n"
         << "sampling: {max_new_tokens: 40}\nbatch: {prompts: " << kPrompts
         << ", samples: " << kSamples << ", lag: " << options.lag
         << "}\noptimizer: {learning_rate: 3e-4}\ncheckpoint: {every_steps: 2}\n";
@@ -172,6 +174,19 @@ TEST_F(ReproducibilityTest, TheNumberOfRolloutsDoesNotMatter) {
       EXPECT_GE(count.get<int64_t>(), kSteps * kPrompts * kSamples / rollouts / 5) << rollout;
     }
   }
+}
+
+// Which prompts a batch takes follows from its scores.
+TEST_F(ReproducibilityTest, WithDynamicSamplingToo) {
+  const auto one = Run({.rollouts = 1, .preset = "dapo"});
+  EXPECT_EQ(one["state"], "succeeded");
+  EXPECT_EQ(one["max_abs_logprob_diff"], 0.0);
+  int64_t samples = 0;
+  for (const auto& [rollout, count] : one["samples_by_rollout"].items()) {
+    samples += count.get<int64_t>();
+  }
+  EXPECT_GT(samples, kSteps * kPrompts * kSamples) << "some groups were replaced";
+  ExpectEqual(one, Run({.rollouts = 3, .preset = "dapo"}));
 }
 
 TEST_F(ReproducibilityTest, AKilledRolloutDoesNotMatter) {
