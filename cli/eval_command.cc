@@ -125,6 +125,8 @@ absl::StatusOr<Evaluated> Settings(const EvalArguments& arguments) {
   Override(arguments.max_new_tokens, &settings.sampling.max_new_tokens);
   Override(arguments.seed, &settings.seed);
   settings.rollout_dtype = arguments.engine.dtype_or(settings.rollout_dtype);
+  settings.fp32.residual |= arguments.engine.fp32.residual;
+  settings.fp32.head |= arguments.engine.fp32.head;
   HALFSTEP_RETURN_IF_ERROR(OverrideReward(arguments, &evaluated.reward));
   return evaluated;
 }
@@ -173,6 +175,8 @@ void PrintJson(const Evaluated& evaluated, const JobInputs& inputs,
                        {"temperature", evaluated.settings.sampling.temperature},
                        {"seed", evaluated.settings.seed},
                        {"precision", Name(evaluated.settings.rollout_dtype)},
+                       {"fp32_residual", evaluated.settings.fp32.residual},
+                       {"fp32_head", evaluated.settings.fp32.head},
                        {"unscored", Json(details.unscored)},
                        {"truncated", details.truncated},
                        {"mean_length", details.mean_length},

@@ -35,6 +35,7 @@ absl::StatusOr<LocalEvaluation> EvaluateHere(const JobSettings& settings, const 
       EvaluationTasks(settings, inputs.model.config.max_positions, *inputs.eval, options.point);
   LocalEngineOptions engine_options;
   engine_options.dtype = settings.rollout_dtype;
+  engine_options.fp32 = settings.fp32;
   engine_options.profile = settings.profile;
   engine_options.threads = options.threads;
   engine_options.max_sequence_tokens = inputs.max_sequence_tokens;
