@@ -89,7 +89,10 @@ void PrintPlan(const v1::TrainingJobSpec& spec, const CheckResult& result,
                      " sequences each; at most ", batch.micro_batch_tokens(), " tokens at a time")},
        {"precision",
         absl::StrCat("rollout ", YamlName(spec.precision().rollout()), ", learner ",
-                     YamlName(spec.precision().learner()), ", profile ", YamlName(spec.profile()))},
+                     YamlName(spec.precision().learner()),
+                     spec.precision().residual() == v1::PRECISION_FP32 ? ", residual fp32" : "",
+                     spec.precision().head() == v1::PRECISION_FP32 ? ", head fp32" : "",
+                     ", profile ", YamlName(spec.profile()))},
        {"output", spec.output_dir().empty() ? "named after the job" : spec.output_dir()}},
       context.out);
   for (const std::string& line : result.explanation) context.out << line << "\n";
@@ -117,10 +120,9 @@ absl::Status CheckUse(const CheckArguments& arguments) {
     }
     return absl::OkStatus();
   }
-  if (!range.prompts_file.empty() || range.engine.precision || range.engine.threads > 0 ||
-      !range.response_column.empty()) {
+  if (!range.prompts_file.empty() || range.engine.any() || !range.response_column.empty()) {
     return absl::InvalidArgumentError(
-        "--prompts, --response-column, --precision and --threads go with --range");
+        absl::StrCat("--prompts, --response-column, ", kEngineFlagNames, " go with --range"));
   }
   std::error_code none;
   if (std::filesystem::is_directory(arguments.file, none)) {

@@ -81,6 +81,8 @@ absl::StatusOr<EvaluationPlan> PlanEvaluation(const EvaluationFlags& flags) {
   Override(flags.max_new_tokens, &settings.sampling.max_new_tokens);
   Override(flags.seed, &settings.seed);
   settings.rollout_dtype = flags.engine.dtype_or(settings.rollout_dtype);
+  settings.fp32.residual |= flags.engine.fp32.residual;
+  settings.fp32.head |= flags.engine.fp32.head;
   HALFSTEP_RETURN_IF_ERROR(OverrideReward(flags, &plan.reward));
   return plan;
 }

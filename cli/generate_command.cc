@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "cli/commands.h"
 #include "cli/engine_flags.h"
 #include "cli/generator.h"
@@ -37,9 +38,9 @@ absl::Status CheckSource(const GenerateArguments& arguments) {
         local ? "a model folder and --server exclude each other; give one"
               : "nothing to generate with; name a model folder or --server HOST:PORT");
   }
-  if (!local && (arguments.engine.precision || arguments.engine.threads > 0)) {
-    return absl::InvalidArgumentError(
-        "--precision and --threads are for a model folder; the server at --server has its own");
+  if (!local && arguments.engine.any()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        kEngineFlagNames, " are for a model folder; the server at --server has its own"));
   }
   if (arguments.prompt.empty() == arguments.prompts_file.empty()) {
     return absl::InvalidArgumentError(
@@ -57,8 +58,11 @@ absl::StatusOr<std::vector<PromptText>> ReadPrompts(const GenerateArguments& arg
 absl::StatusOr<std::unique_ptr<Generator>> MakeGenerator(const GenerateArguments& arguments) {
   if (!arguments.model.empty()) {
     HALFSTEP_ASSIGN_OR_RETURN(LocalModel model, OpenLocalModel(arguments.model));
+    const EngineFlags& engine = arguments.engine;
     return std::make_unique<LocalGenerator>(
-        std::move(model), arguments.engine.dtype_or(DType::kFloat16), arguments.engine.threads);
+        std::move(model), LocalGeneratorOptions{.dtype = engine.dtype_or(DType::kFloat16),
+                                                .fp32 = engine.fp32,
+                                                .threads = engine.threads});
   }
   HALFSTEP_ASSIGN_OR_RETURN(auto channel, MakeChannel(arguments.server));
   return std::make_unique<ServerGenerator>(std::move(channel), arguments.server.target,

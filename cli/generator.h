@@ -59,20 +59,25 @@ class Generator {
                                 const std::function<bool()>& go_on) = 0;
 };
 
+struct LocalGeneratorOptions {
+  DType dtype = DType::kFloat16;
+  Fp32Parts fp32;
+  int threads = 0;  // 0: one per core
+  Profile profile = Profile::kBitwise;
+};
+
 // Generates with a model folder. Explicit lengths that the model has no positions for are
 // INVALID_ARGUMENT.
 class LocalGenerator final : public Generator {
  public:
-  LocalGenerator(LocalModel model, DType dtype, int threads, Profile profile = Profile::kBitwise)
-      : model_(std::move(model)), dtype_(dtype), threads_(threads), profile_(profile) {}
+  LocalGenerator(LocalModel model, const LocalGeneratorOptions& options)
+      : model_(std::move(model)), options_(options) {}
   absl::Status Generate(const GenerateOrder& order, const OnPiece& on_piece,
                         const std::function<bool()>& go_on) override;
 
  private:
   const LocalModel model_;
-  const DType dtype_;
-  const int threads_;
-  const Profile profile_;
+  const LocalGeneratorOptions options_;
 };
 
 // Generates with what a rollout server serves. Each prompt is a call; `timeout` is a call's.

@@ -70,6 +70,7 @@ absl::StatusOr<std::unique_ptr<Engine>> StartLocalEngine(const LocalModel& model
   EngineOptions engine_options;
   engine_options.config = model.folder.config;
   engine_options.dtype = options.dtype;
+  engine_options.fp32 = options.fp32;
   engine_options.profile = options.profile;
   engine_options.max_sequence_tokens = options.max_sequence_tokens;
   engine_options.max_sequences = std::min(options.samples, kMaxSequences);

@@ -25,6 +25,7 @@ absl::StatusOr<LocalModel> OpenLocalModel(const std::string& directory);
 
 struct LocalEngineOptions {
   DType dtype = DType::kFloat16;
+  Fp32Parts fp32;
   Profile profile = Profile::kBitwise;
   int threads = 0;                  // 0: one per core
   int64_t max_sequence_tokens = 0;  // longest prompt plus response

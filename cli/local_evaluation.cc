@@ -28,6 +28,7 @@ absl::StatusOr<std::unique_ptr<LocalSampler>> LocalSampler::Start(
     const LocalSamplerOptions& options) {
   LocalEngineOptions engine_options;
   engine_options.dtype = settings.rollout_dtype;
+  engine_options.fp32 = settings.fp32;
   engine_options.profile = settings.profile;
   engine_options.threads = options.threads;
   engine_options.max_sequence_tokens = inputs.max_sequence_tokens;

@@ -68,9 +68,10 @@ absl::Status LocalGenerator::Generate(const GenerateOrder& order, const OnPiece&
                                       const std::function<bool()>& go_on) {
   std::vector<GroupRequest> requests = MakeRequests(order, model_);
   LocalEngineOptions options;
-  options.dtype = dtype_;
-  options.profile = profile_;
-  options.threads = threads_;
+  options.dtype = options_.dtype;
+  options.fp32 = options_.fp32;
+  options.profile = options_.profile;
+  options.threads = options_.threads;
   options.samples = static_cast<int64_t>(requests.size()) * order.samples;
   for (const GroupRequest& request : requests) {
     options.max_sequence_tokens =

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "cli/commands.h"
+#include "cli/engine_flags.h"
 #include "cli/mismatch_report.h"
 #include "cli/mismatch_study.h"
 #include "cli/stage_progress.h"
@@ -29,6 +30,7 @@ struct MismatchArguments {
   DType rollout = DType::kFloat16;
   DType learner = DType::kFloat16;
   Profile profile = Profile::kFast;
+  Fp32Parts fp32;
   SamplingParams sampling;
   uint32_t samples = 1;
   uint64_t seed = 1;
@@ -73,6 +75,7 @@ absl::StatusOr<std::vector<SampledSet>> Study(const MismatchArguments& arguments
   MismatchStudyOptions options;
   options.cells = CellsOf(arguments);
   options.profile = arguments.profile;
+  options.fp32 = arguments.fp32;
   options.threads = arguments.threads;
   options.on_progress = [&progress](const std::string& stage, int64_t done, int64_t total) {
     return progress.Tell(stage, done, total);
@@ -111,6 +114,7 @@ absl::Status Mismatch(const MismatchArguments& arguments, CommandContext& contex
   report.model = arguments.model;
   report.source = external ? arguments.external_file : arguments.prompts_file;
   report.profile = arguments.profile;
+  report.fp32 = arguments.fp32;
   report.temperature = arguments.sampling.temperature;
   report.samples = arguments.samples;
   report.seed = arguments.seed;
@@ -193,6 +197,7 @@ void AddMismatchCommand(CLI::App& app, CommandContext& context) {
   verb->add_option("--profile", arguments->profile, "Of both engines (default: fast)")
       ->transform(CLI::CheckedTransformer(profiles))
       ->option_text("fast|bitwise");
+  AddFp32Flags(*verb, arguments->fp32);
   verb->add_option("--resamples", arguments->resamples, "For the intervals")
       ->check(CLI::Range(1, 1000000))
       ->capture_default_str();

@@ -155,10 +155,11 @@ Rows SummaryRows(const MismatchReport& report) {
 
 std::string Conditions(const MismatchReport& report) {
   return absl::StrFormat(
-      "%s, %s, profile %s, temperature %g; d = log pi (learner) - log mu (rollout); intervals: 95 "
-      "%% "
-      "of %d resamples of whole responses",
-      report.model, report.source, Name(report.profile), report.temperature, report.resamples);
+      "%s, %s, profile %s%s%s, temperature %g; d = log pi (learner) - log mu (rollout); "
+      "intervals: 95 %% of %d resamples of whole responses",
+      report.model, report.source, Name(report.profile),
+      report.fp32.residual ? ", residual fp32" : "", report.fp32.head ? ", head fp32" : "",
+      report.temperature, report.resamples);
 }
 
 // ---- JSON
@@ -333,6 +334,8 @@ Json MismatchToJson(const MismatchReport& report, WithCurves curves) {
               {"source", report.source},
               {"build", BuildId()},
               {"profile", Name(report.profile)},
+              {"fp32_residual", report.fp32.residual},
+              {"fp32_head", report.fp32.head},
               {"temperature", report.temperature},
               {"samples", report.samples},
               {"seed", report.seed},

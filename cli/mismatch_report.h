@@ -16,6 +16,7 @@ struct MismatchReport {
   std::string model;
   std::string source;  // the file of prompts, or of another program's responses
   Profile profile = Profile::kFast;
+  Fp32Parts fp32;  // of both engines
   float temperature = 1;
   uint32_t samples = 1;  // of each prompt; 1 for another program's
   uint64_t seed = 1;

@@ -129,7 +129,10 @@ class Study {
       set->sequences.insert(set->sequences.end(), order.samples, sequence);
     }
     int64_t finished = 0;
-    LocalGenerator generator(model_, *set->rollout, threads_, options_.profile);
+    LocalGenerator generator(model_, {.dtype = *set->rollout,
+                                      .fp32 = options_.fp32,
+                                      .threads = threads_,
+                                      .profile = options_.profile});
     HALFSTEP_RETURN_IF_ERROR(generator.Generate(
         order,
         [&](const Piece& piece) {
@@ -149,6 +152,7 @@ class Study {
                                            Name(weights.dtype()));
     if (!Tell(stage, 0)) return absl::CancelledError("interrupted");
     ScoreOptions score;
+    score.fp32 = options_.fp32;
     score.temperature = temperature_;
     score.go_on = [&](int64_t sequences) { return Tell(stage, sequences); };
     Context context(threads_, options_.profile);
@@ -166,6 +170,7 @@ class Study {
     TokenScorerOptions scorer_options;
     scorer_options.config = model_.folder.config;
     scorer_options.dtype = weights.dtype();
+    scorer_options.fp32 = options_.fp32;
     scorer_options.max_sequence_tokens = longest;
     scorer_options.max_sequences = std::min(count, kMaxSequences);
     std::vector<GivenTokens> given;

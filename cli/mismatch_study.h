@@ -34,6 +34,7 @@ std::vector<MismatchCell> PrecisionMatrix();
 struct MismatchStudyOptions {
   std::vector<MismatchCell> cells;
   Profile profile = Profile::kFast;
+  Fp32Parts fp32;   // of both engines
   int threads = 0;  // 0: one per core
   // Told what is being done and how much of everything is; false ends the study.
   std::function<bool(const std::string& stage, int64_t done, int64_t total)> on_progress;

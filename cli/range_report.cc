@@ -90,7 +90,7 @@ absl::StatusOr<RangeReport> Measure(const RangeArguments& arguments, const Local
     ExecContext ctx;
     ctx.workspace = &workspace;
     ctx.threads = &pool;
-    return CheckRange(ctx, *weights, sequences, {});
+    return CheckRange(ctx, *weights, sequences, {.fp32 = arguments.engine.fp32});
   } catch (const std::bad_alloc&) {
     return Error(absl::StatusCode::kResourceExhausted, "OUT_OF_MEMORY",
                  absl::StrCat("not enough memory for FP32 gradients and activations of ",
@@ -128,9 +128,12 @@ void PrintJson(const RangeReport& report, int64_t layers, std::ostream& out) {
                        {"non_finite", statistics.non_finite}});
   }
   out << Json{{"precision", Name(report.dtype)},
+              {"fp32_residual", report.fp32.residual},
+              {"fp32_head", report.fp32.head},
               {"sequences", report.sequences},
               {"tokens", report.tokens},
               {"safe_in_fp16", report.safe_in_fp16},
+              {"safe_with_fp32_residual", report.safe_with_fp32_residual},
               {"verdict", report.verdict},
               {"loss_scale", report.loss_scale},
               {"activations", ToJson(report.activations, layers)},
@@ -158,25 +161,28 @@ std::vector<std::string> Row(const std::string& layer, const std::string& kind,
           absl::StrCat(statistics.non_finite)};
 }
 
-void PrintPlaces(const std::map<RangeReport::Place, RangeStatistics>& places, int64_t layers,
-                 const RangeStatistics* logits, std::ostream& out) {
+void PrintPlaces(const RangeReport& report,
+                 const std::map<RangeReport::Place, RangeStatistics>& places, int64_t layers,
+                 std::ostream& out) {
   std::vector<std::vector<std::string>> rows{
       {"layer", "kind", "largest", "saturated", "subnormal", "zero", "not finite"}};
   for (const auto& [place, statistics] : places) {
-    rows.push_back(Row(LayerName(place, layers), Name(place.second), statistics));
+    const char* const stored = StaysFp32(place.second, report.fp32) ? " (FP32)" : "";
+    rows.push_back(
+        Row(LayerName(place, layers), absl::StrCat(Name(place.second), stored), statistics));
   }
-  if (logits != nullptr) rows.push_back(Row("", "logits (FP32)", *logits));
+  if (&places == &report.activations) rows.push_back(Row("", "logits (FP32)", report.logits));
   PrintTable(rows, out);
 }
 
 void PrintText(const RangeReport& report, int64_t layers, std::ostream& out) {
   out << "activations in " << Name(report.dtype) << ", " << report.sequences << " sequences, "
       << report.tokens << " tokens predicted\n";
-  PrintPlaces(report.activations, layers, &report.logits, out);
+  PrintPlaces(report, report.activations, layers, out);
   if (!report.gradients.empty()) {
     out << "\ngradients of activations, times the loss scale of "
         << absl::StrFormat("%g", std::max(report.loss_scale, 1.0)) << "\n";
-    PrintPlaces(report.gradients, layers, nullptr, out);
+    PrintPlaces(report, report.gradients, layers, out);
     const auto largest = std::max_element(
         report.weight_gradients.begin(), report.weight_gradients.end(),
         [](const auto& a, const auto& b) { return a.second.largest < b.second.largest; });

@@ -104,6 +104,13 @@ TEST_F(CommandLineTest, CheckRangeSaysWhetherTheModelFitsIntoFp16) {
   EXPECT_EQ(json.exit_code, 0) << json.err;
   EXPECT_THAT(json.out, HasSubstr("\"tokens\": 4"));
   EXPECT_THAT(json.out, HasSubstr("\"safe_in_fp16\": true"));
+
+  EXPECT_THAT(table.out, ::testing::Not(HasSubstr("mlp_residual (FP32)")));
+  const Result residual = Run(command + " --residual fp32");
+  EXPECT_THAT(residual.out, HasSubstr("mlp_residual (FP32)"));
+  EXPECT_THAT(residual.out, ::testing::Not(HasSubstr("final_norm (FP32)")));
+  EXPECT_THAT(residual.out, HasSubstr("safe in FP16 with residual: fp32 on these prompts: the"));
+  EXPECT_THAT(Run(command + " --head fp32").out, HasSubstr("final_norm (FP32)"));
 }
 
 TEST_F(CommandLineTest, CheckRangeNamesWhatIsWrongWithItsInput) {

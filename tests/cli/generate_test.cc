@@ -84,7 +84,7 @@ TEST_F(GenerateTest, TheResponseOfAModelFolderIsPrintedAsText) {
 }
 
 TEST_F(GenerateTest, PiecesOfAStreamNeverSplitACodePoint) {
-  LocalGenerator generator(*OpenLocalModel(dir_ / "model"), DType::kFloat16, 1);
+  LocalGenerator generator(*OpenLocalModel(dir_ / "model"), {.threads = 1});
   GenerateOrder order;
   order.prompts = {{"1+2=", ""}};
   order.sampling.max_new_tokens = 200;
@@ -185,9 +185,11 @@ TEST_F(GenerateTest, SaysWhatIsWrongWithTheCommandLine) {
           "a model folder and --server exclude each other");
   refused("model", "no prompt; give --prompt TEXT or --prompts FILE.jsonl");
   refused("model --prompt x --prompts y", "--prompt and --prompts exclude each other");
-  refused("--server 127.0.0.1:9 --prompt x --precision fp32", "--precision and --threads are for");
+  refused("--server 127.0.0.1:9 --prompt x --precision fp32", "--head and --threads are for");
   refused("model --prompt x --greedy --temperature 1", "--temperature excludes --greedy");
   refused("model --prompt x --precision int8", "int8");
+  refused("--server 127.0.0.1:9 --prompt x --residual fp32", "--head and --threads are for");
+  refused("model --prompt x --head bf16", "bf16");
   refused("model --prompt x --top-p 0", "--top-p");
   refused("model --prompt ''", "no prompt; give");
   refused("model --prompt x --max-new-tokens 512",
