@@ -49,6 +49,8 @@ void AddGradientBiasCommand(CLI::App& app, CommandContext& context);
 void AddReportCommand(CLI::App& app, CommandContext& context);
 // diff
 void AddDiffCommand(CLI::App& app, CommandContext& context);
+// replay
+void AddReplayCommand(CLI::App& app, CommandContext& context);
 // demo, train
 void AddLocalCommands(CLI::App& app, CommandContext& context);
 

@@ -9,7 +9,7 @@ namespace halfstep {
 enum ExitCode : int {
   kExitOk = 0,
   kExitFailure = 1,      // anything that has no code of its own
-  kExitDifferent = 1,    // diff: the runs are not equal; what fails there has another code
+  kExitDifferent = 1,    // diff, replay: not equal; what fails there has another code
   kExitBadInput = 2,     // command line, file or request
   kExitNotFound = 3,     // job, model, file or binary
   kExitWrongState = 4,   // the job's state, or a folder's, does not allow it

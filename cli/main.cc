@@ -46,6 +46,7 @@ int main(int argc, char** argv) {
   halfstep::AddGradientBiasCommand(app, context);
   halfstep::AddReportCommand(app, context);
   halfstep::AddDiffCommand(app, context);
+  halfstep::AddReplayCommand(app, context);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -12,6 +14,8 @@
 #include "absl/strings/str_format.h"
 #include "cli/runs/run_record.h"
 #include "common/base/status_macros.h"
+#include "learner_server/training/replay_log.h"
+#include "learner_server/training/run_folder.h"
 
 namespace halfstep {
 namespace {
@@ -132,19 +136,70 @@ std::optional<SampleDifference> DiffSample(const Json& a, const Json& b) {
   return std::nullopt;
 }
 
+// The samples of a run as lines of samples.jsonl, in order; nothing at the end.
+using Lines = std::function<absl::StatusOr<std::optional<Json>>()>;
+
+absl::StatusOr<Lines> SavedSamples(const std::string& run) {
+  HALFSTEP_ASSIGN_OR_RETURN(JsonLineReader reader, JsonLineReader::Open(SamplesPathOf(run)));
+  auto shared = std::make_shared<JsonLineReader>(std::move(reader));
+  return [shared] { return shared->Next(); };
+}
+
+Json LineOf(int64_t step, const Trajectory& trajectory) {
+  Json versions = Json::array();
+  for (const VersionRun& run : trajectory.sample.versions) {
+    versions.push_back({{"version", run.version}, {"tokens", run.count}});
+  }
+  Json line{{"step", step},
+            {"group", trajectory.key.ordinal},
+            {"index", trajectory.sample.index},
+            {"versions", std::move(versions)},
+            {"tokens", trajectory.sample.tokens},
+            {"log_probs", trajectory.sample.log_probs},
+            {"outcome", Name(trajectory.reward.outcome)}};
+  if (trajectory.reward.outcome == RewardOutcome::kScore) line["reward"] = trajectory.reward.score;
+  return line;
+}
+
+// Those that a run with batch.max_lag trained.
+absl::StatusOr<Lines> LoggedSamples(const std::string& run) {
+  struct Position {
+    ReplayLogReader log;
+    ReplayBatch batch;
+    size_t next = 0;  // of the batch
+  };
+  HALFSTEP_ASSIGN_OR_RETURN(ReplayLogReader log,
+                            ReplayLogReader::Open(run + "/" + RunFolder::kReplayLogName));
+  auto at = std::make_shared<Position>(Position{std::move(log), {}, 0});
+  return [at]() -> absl::StatusOr<std::optional<Json>> {
+    while (at->next == at->batch.trajectories.size()) {
+      HALFSTEP_ASSIGN_OR_RETURN(ReplayLogReader::Record record, at->log.Next());
+      if (std::holds_alternative<std::monostate>(record)) return std::nullopt;
+      auto* batch = std::get_if<ReplayBatch>(&record);
+      at->batch = batch == nullptr ? ReplayBatch() : std::move(*batch);
+      at->next = 0;
+    }
+    return LineOf(at->batch.step, at->batch.trajectories[at->next++]);
+  };
+}
+
 }  // namespace
 
 absl::StatusOr<SampleComparison> DiffSamples(const std::string& run_a, const std::string& run_b) {
   SampleComparison comparison;
-  absl::StatusOr<JsonLineReader> a = JsonLineReader::Open(SamplesPathOf(run_a));
-  absl::StatusOr<JsonLineReader> b = JsonLineReader::Open(SamplesPathOf(run_b));
+  absl::StatusOr<Lines> a = SavedSamples(run_a);
+  absl::StatusOr<Lines> b = SavedSamples(run_b);
+  if (absl::IsNotFound(a.status()) || absl::IsNotFound(b.status())) {
+    a = LoggedSamples(run_a);
+    b = LoggedSamples(run_b);
+  }
   if (absl::IsNotFound(a.status()) || absl::IsNotFound(b.status())) return comparison;
   HALFSTEP_RETURN_IF_ERROR(a.status());
   HALFSTEP_RETURN_IF_ERROR(b.status());
   comparison.compared = true;
   while (!comparison.first) {
-    HALFSTEP_ASSIGN_OR_RETURN(const std::optional<Json> line_a, a->Next());
-    HALFSTEP_ASSIGN_OR_RETURN(const std::optional<Json> line_b, b->Next());
+    HALFSTEP_ASSIGN_OR_RETURN(const std::optional<Json> line_a, (*a)());
+    HALFSTEP_ASSIGN_OR_RETURN(const std::optional<Json> line_b, (*b)());
     if (!line_a && !line_b) break;
     if (line_a && line_b && SamePlace(*line_a, *line_b)) {
       comparison.first = DiffSample(*line_a, *line_b);

@@ -23,13 +23,15 @@ struct SampleDifference {
 };
 
 struct SampleComparison {
-  bool compared = false;  // both runs saved samples
+  bool compared = false;  // both runs saved samples, or logged them for a replay
   int64_t samples = 0;    // that are equal before the first difference
   std::optional<SampleDifference> first;
 };
 
+// Of samples.jsonl where both runs have it, else of replay.log, which has no rows and advantages.
 // Streams both files, whatever their size. Which rollout generated a sample is not compared.
-// log_probs only where both have them. Errors are those of JsonLineReader.
+// log_probs only where both have them. Errors are those of JsonLineReader and
+// ReplayLogReader.
 absl::StatusOr<SampleComparison> DiffSamples(const std::string& run_a, const std::string& run_b);
 
 }  // namespace halfstep

@@ -11,6 +11,7 @@
 #include "cli/runs/run_diff.h"
 #include "common/checkpoint/hugging_face.h"
 #include "common/model/initialize.h"
+#include "learner_server/training/replay_log.h"
 #include "learner_server/training/train_checkpoint.h"
 #include "tests/cli/command_line.h"
 #include "tests/cli/written_run.h"
@@ -154,6 +155,36 @@ TEST_F(RunDiffTest, NamesASampleThatTheOtherRunLacks) {
   EXPECT_EQ(comparison->first->what, "sample");
   EXPECT_EQ(comparison->first->a, "step 1, group 0, sample 0");
   EXPECT_EQ(comparison->first->b, "step 1, group 0, sample 1");
+}
+
+// Runs with batch.max_lag, whose logs hold what they trained although they save no samples.
+TEST_F(RunDiffTest, NamesTheSampleAtWhichAnotherOrderOfArrivalParts) {
+  const auto write = [this](const std::string& name, const std::vector<uint64_t>& groups) {
+    const WrittenRun run(dir_ / name);
+    auto log = ReplayLog::Open(run.path() + "/replay.log", {}, 0);
+    ASSERT_TRUE(log.ok()) << log.status();
+    for (size_t i = 0; i < groups.size(); ++i) {
+      ReplayBatch batch;
+      batch.step = static_cast<int64_t>(i) + 1;
+      Trajectory trajectory;
+      trajectory.key.ordinal = groups[i];
+      trajectory.prompt = {1};
+      trajectory.sample.tokens = {2};
+      trajectory.sample.log_probs = {-0.5f};
+      trajectory.sample.versions = {{0, 1}};
+      batch.trajectories = {trajectory};
+      ASSERT_TRUE(log->Append(batch).ok());
+    }
+  };
+  write("a", {0, 1, 2});
+  write("b", {0, 2, 1});
+  const auto comparison = DiffSamples(dir_ / "a", dir_ / "b");
+  ASSERT_TRUE(comparison.ok() && comparison->first) << comparison.status();
+  EXPECT_EQ(comparison->samples, 1);
+  EXPECT_EQ(comparison->first->step, 2);
+  EXPECT_EQ(comparison->first->what, "sample");
+  EXPECT_EQ(comparison->first->a, "step 2, group 1, sample 0");
+  EXPECT_EQ(comparison->first->b, "step 2, group 2, sample 0");
 }
 
 TEST_F(RunDiffTest, NamesAMetricAndWhatFollowsFromIt) {
