@@ -20,7 +20,7 @@ struct TrainSequence {
   std::vector<float> old;        // log pi_old of the same; empty where the algorithm reads none
   std::vector<float> reference;  // of the reference policy; likewise
   double advantage = 0;
-  std::string rollout_id;  // who generated it; empty for supervised data
+  std::string rollout_id;            // who generated it; empty for supervised data
   std::vector<VersionRun> versions;  // of the response tokens; empty for supervised data
   // Response tokens from here on are of the policy that was in force when the batch was begun:
   // their behaviour log-probs can be compared with its own.
