@@ -38,7 +38,7 @@ Distance DistanceOf(const std::vector<std::vector<float>>& learner,
                     std::span<const TrainSequence> sequences) {
   Distance distance;
   for (size_t i = 0; i < sequences.size(); ++i) {
-    for (size_t t = 0; t < learner[i].size(); ++t) {
+    for (auto t = static_cast<size_t>(sequences[i].current_from); t < learner[i].size(); ++t) {
       distance.Add(learner[i][t], sequences[i].behaviour[t]);
     }
   }
@@ -51,9 +51,12 @@ Distance SortedDistanceOf(std::vector<std::vector<float>> learner,
   Distance distance;
   for (size_t i = 0; i < sequences.size(); ++i) {
     std::vector<float> behaviour = sequences[i].behaviour;
-    std::sort(behaviour.begin(), behaviour.end());
-    std::sort(learner[i].begin(), learner[i].end());
-    for (size_t t = 0; t < behaviour.size(); ++t) distance.Add(learner[i][t], behaviour[t]);
+    const auto from = static_cast<std::ptrdiff_t>(sequences[i].current_from);
+    std::sort(behaviour.begin() + from, behaviour.end());
+    std::sort(learner[i].begin() + from, learner[i].end());
+    for (auto t = static_cast<size_t>(from); t < behaviour.size(); ++t) {
+      distance.Add(learner[i][t], behaviour[t]);
+    }
   }
   return distance;
 }

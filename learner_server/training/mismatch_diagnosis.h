@@ -49,7 +49,8 @@ struct MismatchSuspicion {
   ScoreOptions score = {};  // at the temperature of the samples
 };
 
-// One entry for each rollout of `sequences`, by its id. A cause is named when the log-probs under
+// One entry for each rollout of `sequences`, by its id, over their tokens from current_from on. A
+// cause is named when the log-probs under
 // it are at least four times as near as those of the policy itself, the nearest first; rollouts
 // that agree as well as the best one (bit for bit, or within twice its mean) are left at kUnknown
 // with their figures and looked at no further. In the fast profile the learner's forward is not the
