@@ -66,7 +66,8 @@ absl::StatusOr<SanityResult> Sample(const SanityArguments& arguments, const Eval
   HALFSTEP_RETURN_IF_ERROR(CheckOutput(arguments));
   HALFSTEP_ASSIGN_OR_RETURN(std::shared_ptr<const Verifier> verifier, MakeVerifier(plan.reward));
   HALFSTEP_ASSIGN_OR_RETURN(const JobInputs inputs, LoadEvaluationInputs(plan.settings));
-  result.skipped = inputs.eval->skipped();
+  const PromptDataset& prompts = inputs.eval.value();
+  result.skipped = prompts.skipped();
 
   ProgressBar bar(&context.err, isatty(STDERR_FILENO) == 1);
   const absl::Time start = absl::Now();
@@ -106,6 +107,8 @@ void PrintJson(const SanityArguments& arguments, const EvaluationPlan& plan,
                        {"temperature", plan.settings.sampling.temperature},
                        {"seed", plan.settings.seed},
                        {"precision", Name(plan.settings.rollout_dtype)},
+                       {"fp32_residual", plan.settings.fp32.residual},
+                       {"fp32_head", plan.settings.fp32.head},
                        {"tokens", prompts.tokens},
                        {"seconds", absl::ToDoubleSeconds(result.time)}};
   out << object.dump(-1, ' ', false, Json::error_handler_t::replace) << std::endl;

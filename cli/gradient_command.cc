@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "cli/commands.h"
+#include "cli/engine_flags.h"
 #include "cli/gradient_report.h"
 #include "cli/gradient_study.h"
 #include "cli/stage_progress.h"
@@ -112,6 +113,7 @@ absl::Status MeasureGradients(const GradientArguments& arguments, CommandContext
   report.data = arguments.settings.eval_path;
   report.skipped = inputs.eval->skipped();
   report.profile = options.profile;
+  report.fp32 = arguments.settings.fp32;
   report.temperature = arguments.settings.sampling.temperature;
   report.seed = arguments.settings.seed;
   report.batches = options.batches;
@@ -186,6 +188,7 @@ void AddGradientBiasCommand(CLI::App& app, CommandContext& context) {
   verb->add_option("--samples", study.samples, "Responses to each")
       ->check(CLI::Range(2, 4096))
       ->capture_default_str();
+  AddFp32Flags(*verb, arguments->settings.fp32);
   verb->add_option("--threads", study.threads, "Of the engines (default: one per core)")
       ->check(CLI::Range(1, 1024));
   AddFormatOption(*verb, context);

@@ -152,6 +152,8 @@ Json GradientsToJson(const GradientReport& report) {
               {"prompts_skipped", report.skipped},
               {"build", BuildId()},
               {"profile", Name(report.profile)},
+              {"fp32_residual", report.fp32.residual},
+              {"fp32_head", report.fp32.head},
               {"temperature", report.temperature},
               {"seed", report.seed},
               {"batches", report.batches},

@@ -18,6 +18,7 @@ struct GradientReport {
   std::string data;
   int64_t skipped = 0;               // its rows that are too long for the model
   Profile profile = Profile::kFast;  // of the rollout
+  Fp32Parts fp32;                    // of both engines
   float temperature = 1;
   uint64_t seed = 1;
   int64_t batches = 0;

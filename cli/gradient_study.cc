@@ -94,6 +94,7 @@ class BatchSampler {
     LocalEngineOptions engine;
     engine.dtype = dtype;
     engine.profile = profile;
+    engine.fp32 = settings_.fp32;
     engine.threads = options_.threads;
     engine.max_sequence_tokens = inputs_.max_sequence_tokens;
     engine.samples = options_.prompts * options_.samples;
@@ -171,7 +172,7 @@ class BatchSampler {
 class Learner {
  public:
   Learner(const JobSettings& settings, const JobInputs& inputs, DType dtype, int threads)
-      : pool_(threads), temperature_(settings.sampling.temperature) {
+      : pool_(threads), fp32_(settings.fp32), temperature_(settings.sampling.temperature) {
     ctx_.workspace = &workspace_;
     ctx_.threads = &pool_;
     // As a job's, FP16 alone is scaled; but a scale that fits stays.
@@ -190,6 +191,7 @@ class Learner {
   // log pi of every response token.
   absl::StatusOr<std::vector<std::vector<float>>> Score(const SampledBatch& batch) {
     ScoreOptions score;
+    score.fp32 = fp32_;
     score.temperature = temperature_;
     return ScoreResponses(ctx_, state_->weights, batch.sequences, score);
   }
@@ -200,6 +202,7 @@ class Learner {
     options.algorithm.loss.objective = Objective::kPolicyGradient;
     options.algorithm.aggregation = Aggregation::kSequenceMeanTokenSum;
     options.algorithm.correction = correction;
+    options.fp32 = fp32_;
     options.temperature = temperature_;
     options.micro_batch_tokens = ScoreOptions().micro_batch_tokens;
     return LossGradient(ctx_, options, batch.sequences, state_.get());
@@ -209,6 +212,7 @@ class Learner {
   ThreadPool pool_;
   Workspace workspace_;
   ExecContext ctx_;
+  const Fp32Parts fp32_;
   const float temperature_;
   std::unique_ptr<TrainState> state_;
 };

@@ -60,6 +60,10 @@ void Print(const ReplayResult& result, CommandContext& context) {
                                 {"steps", result.steps},
                                 {"has_end", result.has_end},
                                 {"torn", result.torn}};
+    if (!result.failure.ok()) {
+      json["failure"] = {{"reason", ReasonOf(result.failure)},
+                         {"message", std::string(result.failure.message())}};
+    }
     if (!result.equal) {
       json["first_difference"] = {{"step", result.differs_after},
                                   {"what", result.what},
@@ -81,7 +85,10 @@ void Print(const ReplayResult& result, CommandContext& context) {
     PrintTable({{"weights_digest", result.weights_digest}, {"state_digest", result.state_digest}},
                context.out);
     if (result.torn) context.out << "note: a last record that is not whole was left out\n";
-    if (!result.has_end) {
+    if (!result.failure.ok()) {
+      context.out << "note: the last batch of the log ends in " << ReasonOf(result.failure) << ": "
+                  << result.failure.message() << "\n";
+    } else if (!result.has_end) {
       context.out << "note: the log has no end, so nothing says what its last step came to\n";
     }
   }

@@ -38,13 +38,14 @@ absl::Status CheckAdvantage(const Algorithm& algorithm, const AlgorithmInputs& i
   if (algorithm.regularizers.zero_variance == ZeroVarianceGroups::kResample && inputs.runs_ahead) {
     return Refuse("RESAMPLING_RUNS_AHEAD",
                   "zero_variance resample decides by the scores of a batch which prompts the next "
-                  "one begins with, so generation cannot run ahead: take lag 0, or zero_variance "
-                  "drop");
+                  "one begins with, so generation cannot run ahead: leave batch.lag and "
+                  "batch.max_lag out, or take zero_variance drop");
   }
   if (algorithm.advantage == AdvantageKind::kGreedyBaseline && !inputs.greedy_response) {
     return Refuse("GREEDY_RESPONSE_MISSING",
                   "advantage greedy_baseline needs the score of a greedy response to every prompt "
-                  "and none is generated: generate one, or take advantage leave_one_out");
+                  "and none is generated ahead of training: take batch.lag instead of "
+                  "batch.max_lag, or advantage leave_one_out");
   }
   return absl::OkStatus();
 }

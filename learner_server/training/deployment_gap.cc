@@ -5,7 +5,7 @@
 #include <cmath>
 #include <vector>
 
-#include "common/base/status_macros.h"
+#include "common/base/error_reason.h"
 #include "learner_server/algorithm/log_ratio.h"
 #include "learner_server/training/score_responses.h"
 
@@ -35,8 +35,12 @@ absl::StatusOr<DeploymentGap> MeasureDeploymentGap(const ExecContext& ctx,
   score.fp32 = options.fp32;
   score.micro_batch_tokens = options.micro_batch_tokens;
   if (options.go_on) score.go_on = [&](int64_t) { return options.go_on(); };
-  HALFSTEP_ASSIGN_OR_RETURN(const std::vector<std::vector<float>> learner,
-                            ScoreResponses(ctx, weights, sequences, score));
+  const absl::StatusOr<std::vector<std::vector<float>>> scored =
+      ScoreResponses(ctx, weights, sequences, score);
+  if (!scored.ok()) {
+    return WithContext(scored.status(), "the evaluation's responses under the learner's engine");
+  }
+  const std::vector<std::vector<float>>& learner = *scored;
   DeploymentGap gap;
   double weighted = 0, weight_sum = 0, abs_sum = 0;
   for (size_t i = 0; i < sampled.size(); ++i) {

@@ -105,13 +105,19 @@ HealthFigures HealthFiguresOf(const StepRecord& record, bool supervised) {
     if (update.applied && update.gradient_norm > 0) figures.gradient_norm = update.gradient_norm;
   }
   if (supervised) return figures;
-  figures.zero_std_group_share = ShareOf(record.batch.zero_std_groups, record.batch.groups);
+  if (record.batch.samples > record.batch.groups) {
+    figures.zero_std_group_share = ShareOf(record.batch.zero_std_groups, record.batch.groups);
+  } else if (record.batch.groups > 0) {
+    // A group of one response is always all equal; the batch is what is compared.
+    figures.zero_std_group_share = record.batch.reward_std == 0 ? 1 : 0;
+  }
   double entropy = 0;
   for (const OptimizerStepReport& update : record.updates) entropy += update.entropy_sum;
   if (record.tokens_trained() > 0) {
     figures.entropy = entropy / static_cast<double>(record.tokens_trained());
   }
   if (record.mismatch.tokens_compared > 0) figures.mismatch = record.mismatch.abs_mean;
+  figures.tokens_compared = record.mismatch.tokens_compared;
   const auto dropped = record.batch.samples_dropped.find("unscored");
   figures.unscorable_share = ShareOf(
       dropped == record.batch.samples_dropped.end() ? 0 : dropped->second, record.batch.samples);
@@ -123,20 +129,26 @@ HealthMonitor::HealthMonitor(const HealthOptions& options, HealthState* state)
 
 bool HealthMonitor::raised(HealthAlarm alarm) const { return state_->raised.contains(Name(alarm)); }
 
-bool HealthMonitor::IsMismatchJump(double mismatch) const {
-  if (raised(HealthAlarm::kMismatchJump) || !std::isfinite(mismatch)) return false;
+std::optional<double> HealthMonitor::MismatchOf(const HealthFigures& figures) const {
+  if (!options_.bitwise && figures.tokens_compared < kLeastCompared) return std::nullopt;
+  return figures.mismatch;
+}
+
+bool HealthMonitor::IsMismatchJump(const HealthFigures& figures) const {
+  const std::optional<double> mismatch = MismatchOf(figures);
+  if (raised(HealthAlarm::kMismatchJump) || !mismatch || !std::isfinite(*mismatch)) return false;
   const auto history = state_->history.find(Name(HealthAlarm::kMismatchJump));
-  Reading reading{.value = mismatch, .before = std::numeric_limits<double>::quiet_NaN()};
+  Reading reading{.value = *mismatch, .before = std::numeric_limits<double>::quiet_NaN()};
   if (history != state_->history.end() &&
       static_cast<int64_t>(history->second.size()) >= kLeastHistory) {
     reading.before = MedianOf(history->second);
   }
-  return Crosses(HealthAlarm::kMismatchJump, mismatch, ReadMismatch(reading).bound);
+  return Crosses(HealthAlarm::kMismatchJump, *mismatch, ReadMismatch(reading).bound);
 }
 
 std::vector<HealthEvent> HealthMonitor::Observe(const HealthFigures& figures) {
   const std::optional<double> values[kHealthAlarmCount] = {
-      figures.zero_std_group_share, figures.entropy, figures.mismatch, figures.gradient_norm,
+      figures.zero_std_group_share, figures.entropy, MismatchOf(figures), figures.gradient_norm,
       figures.unscorable_share};
   std::vector<HealthEvent> events;
   for (int i = 0; i < kHealthAlarmCount; ++i) {

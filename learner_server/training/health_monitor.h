@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <optional>
 #include <string>
@@ -32,7 +33,9 @@ struct HealthFigures {
   int64_t step = 0;
   std::optional<double> zero_std_group_share = std::nullopt;  // 0 to 1
   std::optional<double> entropy = std::nullopt;               // nats per response token
-  std::optional<double> mismatch = std::nullopt;          // mean |log mu - log pi|, nats per token
+  std::optional<double> mismatch = std::nullopt;  // mean |log mu - log pi|, nats per token
+  // Over which `mismatch` is the mean.
+  int64_t tokens_compared = std::numeric_limits<int64_t>::max();
   std::optional<double> gradient_norm = std::nullopt;     // unscaled, before clipping
   std::optional<double> unscorable_share = std::nullopt;  // 0 to 1
 };
@@ -74,6 +77,8 @@ class HealthMonitor {
   static constexpr double kEntropyFall = 0.2;      // of the median before
   static constexpr double kEntropyOfFirst = 0.02;  // of the run's first steps
   static constexpr int64_t kMismatchSteps = 3;
+  // Of `fast`: |log mu - log pi| has a long tail, and the mean of a handful of tokens says nothing.
+  static constexpr int64_t kLeastCompared = 32;
   static constexpr double kMismatchRise = 3;       // times the median before
   static constexpr double kMismatchFloor = 1e-5;   // nats; jumps below it are no news
   static constexpr double kMismatchCeiling = 0.1;  // nats; above it whatever was before
@@ -90,13 +95,15 @@ class HealthMonitor {
 
   bool raised(HealthAlarm alarm) const;
 
-  // Whether one more step with this mismatch, were it like this for as many steps as the alarm
-  // looks at, would raise kMismatchJump. False while it is raised.
-  bool IsMismatchJump(double mismatch) const;
+  // Whether a step with these figures, were it like this for as many steps as the alarm looks at,
+  // would raise kMismatchJump. False while it is raised.
+  bool IsMismatchJump(const HealthFigures& figures) const;
 
  private:
   struct Reading;
 
+  // The mismatch that is looked at, if there is one.
+  std::optional<double> MismatchOf(const HealthFigures& figures) const;
   void Record(HealthAlarm alarm, std::optional<double> value);
   std::optional<Reading> Read(HealthAlarm alarm) const;
   // The mean of the newest `steps` figures and the median of those before.

@@ -37,6 +37,20 @@ size_t ActivationBytes(const JobSettings& settings, const ModelConfig& config, i
   return TrainActivations::Bytes(config, dtypes, tokens, tokens, recompute) + temporaries + head;
 }
 
+bool ScoresAgain(const JobSettings& settings, const JobInputs& inputs) {
+  if (settings.supervised) return false;
+  return inputs.eval || inputs.reference ||
+         RatioDenominator(settings.train_step.algorithm) == PolicySource::kOld;
+}
+
+size_t ScoringBytes(const JobSettings& settings, const ModelConfig& config, int64_t tokens) {
+  const DType hidden = settings.fp32.hidden_dtype(settings.learner_dtype);
+  const ActivationDTypes dtypes = {settings.learner_dtype,
+                                   settings.fp32.residual_dtype(settings.learner_dtype)};
+  return TrainActivations::Bytes(config, dtypes, tokens, tokens, Recompute::kLayer) +
+         static_cast<size_t>(tokens * config.hidden_size) * SizeOf(hidden);
+}
+
 }  // namespace
 
 MemoryPlan PlanMemory(const JobSettings& settings, const JobInputs& inputs) {
@@ -57,12 +71,16 @@ MemoryPlan PlanMemory(const JobSettings& settings, const JobInputs& inputs) {
   }
   plan.micro_batch_tokens = MicroBatchTokens(settings, inputs.max_sequence_tokens);
   plan.activations = ActivationBytes(settings, config, plan.micro_batch_tokens);
+  if (ScoresAgain(settings, inputs)) {
+    plan.scoring = ScoringBytes(settings, config, plan.micro_batch_tokens);
+  }
   return plan;
 }
 
 absl::Status CheckMemory(const MemoryPlan& plan, size_t free_bytes) {
   if (free_bytes == 0 || plan.total() <= free_bytes) return absl::OkStatus();
-  const bool model_fits = plan.total() - plan.activations < free_bytes;
+  const size_t passes = plan.activations + plan.scoring;
+  const bool model_fits = plan.total() - passes < free_bytes;
   return Error(
       absl::StatusCode::kResourceExhausted, "OUT_OF_MEMORY",
       absl::StrCat(
@@ -73,7 +91,7 @@ absl::Status CheckMemory(const MemoryPlan& plan, size_t free_bytes) {
           plan.reference == 0
               ? ""
               : absl::StrCat(ShowBytes(plan.reference), " for those of the reference policy, "),
-          ShowBytes(plan.published), " for published weights, ", ShowBytes(plan.activations),
+          ShowBytes(plan.published), " for published weights, ", ShowBytes(passes),
           " for micro-batches of ", plan.micro_batch_tokens, " tokens; ",
           model_fits ? "lower batch.micro_batch_tokens, start the learner with --recompute layer, "
                        "or take a larger machine"

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <map>
 #include <utility>
 
@@ -205,7 +206,8 @@ absl::StatusOr<std::vector<RolloutMismatch>> DiagnoseMismatch(
     std::span<const TrainSequence> sequences) {
   std::map<std::string, std::vector<TrainSequence>> by_rollout;
   for (const TrainSequence& sequence : sequences) {
-    if (!sequence.behaviour.empty()) by_rollout[sequence.rollout_id].push_back(sequence);
+    const bool compared = sequence.current_from < std::ssize(sequence.behaviour);
+    if (compared) by_rollout[sequence.rollout_id].push_back(sequence);
   }
   Diagnosis diagnosis(ctx, suspicion);
   HALFSTEP_ASSIGN_OR_RETURN(const ModelWeights current, diagnosis.Unpack(*suspicion.current));

@@ -49,13 +49,14 @@ struct MismatchSuspicion {
   ScoreOptions score = {};  // at the temperature of the samples
 };
 
-// One entry for each rollout of `sequences`, by its id, over their tokens from current_from on. A
-// cause is named when the log-probs under it are at least four times as near as those of the policy
-// itself, the nearest first; rollouts that agree as well as the best one (bit for bit, or within
-// twice its mean) are left at kUnknown with their figures and looked at no further. In the fast
-// profile the learner's forward is not the rollout's engine, so another precision can be told from
-// the right one in `bitwise` only. Errors are those of ScoreResponses. Costs a forward over all
-// sequences, and further ones over those of the suspects.
+// One entry for each rollout of `sequences` that has tokens from their current_from on, by its id
+// and over those tokens: an order is told to be another one of them alone. A cause is named when
+// the log-probs under it are at least four times as near as those of the policy itself, the nearest
+// first; rollouts that agree as well as the best one (bit for bit, or within twice its mean) are
+// left at kUnknown with their figures and looked at no further. In the fast profile the learner's
+// forward is not the rollout's engine, so another precision can be told from the right one in
+// `bitwise` only. Errors are those of ScoreResponses. Costs a forward over all sequences, and
+// further ones over those of the suspects.
 absl::StatusOr<std::vector<RolloutMismatch>> DiagnoseMismatch(
     const ExecContext& ctx, const MismatchSuspicion& suspicion,
     std::span<const TrainSequence> sequences);

@@ -97,7 +97,24 @@ class ReplaySource final : public BatchSource {
            absl::StrCat(progress.policy_version, " at step ", step));
       return control_->End();
     }
+    const auto samples = static_cast<size_t>(settings_.prompts * settings_.samples);
+    if (batch->trajectories.size() != samples) {
+      return Error(absl::StatusCode::kDataLoss, "REPLAY_LOG_DAMAGED",
+                   absl::StrCat("the batch of step ", step, " has ", batch->trajectories.size(),
+                                " samples, and the job's have ", samples));
+    }
     return MakeFreeBatch(settings_, progress, std::move(*batch));
+  }
+
+  // The training of the last batch failed. That is how the run ended, unless its log goes on.
+  absl::Status EndWith(const absl::Status& failure, const RunProgress& progress) {
+    HALFSTEP_ASSIGN_OR_RETURN(const ReplayLogReader::Record record, log_->Next());
+    if (std::holds_alternative<ReplayBatch>(record)) return failure;
+    result_->steps = progress.step;
+    result_->failure = failure;
+    result_->torn = log_->torn();
+    FillDigests(progress);
+    return absl::OkStatus();
   }
 
  private:
@@ -208,8 +225,10 @@ absl::StatusOr<ReplayResult> ReplayRun(const ReplayOptions& options) {
   parts.checkpoints = &checkpoints;
   parts.control = &control;
   parts.metrics = &metrics;
-  HALFSTEP_RETURN_IF_ERROR(Trainer(std::move(parts)).Run().status());
+  const absl::Status trained = Trainer(std::move(parts)).Run().status();
   if (control.stopped()) return absl::CancelledError("asked to stop");
+  if (ReasonOf(trained) == "REPLAY_LOG_DAMAGED") return trained;
+  if (!trained.ok()) HALFSTEP_RETURN_IF_ERROR(source.EndWith(trained, progress));
   return result;
 }
 

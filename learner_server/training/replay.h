@@ -30,6 +30,9 @@ struct ReplayResult {
   // The log ends with the outcome of the run. Otherwise its attempt was cut off, or goes on, and
   // nothing says what its last step came to.
   bool has_end = false;
+  // What the last batch of the log ended in, when it was trained again: most likely what the run
+  // ended in.
+  absl::Status failure;
   bool torn = false;                         // a last record that is not whole was left out
   std::string weights_digest, state_digest;  // of the last step that was trained again
 };

@@ -78,6 +78,18 @@ Trajectory TrajectoryFromJson(const nlohmann::json& json, uint64_t group,
   return trajectory;
 }
 
+// Whether every token has its log-prob, and a version up to `version`, the one in force.
+bool IsWhole(const Trajectory& trajectory, uint64_t version) {
+  const Sample& sample = trajectory.sample;
+  uint64_t count = 0;
+  for (const VersionRun& run : sample.versions) {
+    if (run.count == 0 || run.version > version) return false;
+    count += run.count;
+  }
+  return !trajectory.prompt.empty() && !sample.tokens.empty() && count == sample.tokens.size() &&
+         sample.log_probs.size() == sample.tokens.size();
+}
+
 // The groups of a batch, each with all its samples.
 std::vector<Json> GroupsToJson(const std::vector<Trajectory>& trajectories) {
   std::vector<Json> groups;
@@ -200,8 +212,15 @@ absl::StatusOr<ReplayLogReader::Record> ReplayLogReader::ReadBatch(ReplayBatch b
     if (!json.ok()) return Damaged(std::string(json.status().message()));
     const uint64_t ordinal = json->at("group");
     const std::vector<int32_t> prompt = json->at("prompt");
+    if (!batch.trajectories.empty() && ordinal <= batch.trajectories.back().key.ordinal) {
+      return Damaged(absl::StrCat("group ", ordinal, " is out of order"));
+    }
     for (const nlohmann::json& sample : json->at("samples")) {
       batch.trajectories.push_back(TrajectoryFromJson(sample, ordinal, prompt));
+      if (!IsWhole(batch.trajectories.back(), batch.version)) {
+        return Damaged(absl::StrCat("tokens, log-probs and versions of a sample of group ", ordinal,
+                                    " do not fit together"));
+      }
     }
   }
   return batch;

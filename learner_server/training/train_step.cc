@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/base/digest.h"
@@ -119,6 +120,8 @@ absl::StatusOr<OptimizerStepReport> TrainStep::Run(std::span<const TrainSequence
   const absl::Time start = absl::Now();
   const std::vector<MicroBatch> backward =
       PackMicroBatches(sequences, with_gradient, options_.micro_batch_tokens);
+  // A step that does not come about leaves the scale of before.
+  absl::Cleanup restore = [this, before = state_->scaler] { state_->scaler = before; };
   if (options_.calibrate_scale && IsUnused(state_->scaler) && !backward.empty()) {
     HALFSTEP_RETURN_IF_ERROR(CalibrateScale(sequences, backward, stop));
     report.loss_scale = state_->scaler.scale();
@@ -133,6 +136,7 @@ absl::StatusOr<OptimizerStepReport> TrainStep::Run(std::span<const TrainSequence
   report.correction = correction_.Summarize();
   const absl::Time gradients_done = absl::Now();
   report.forward_backward_time = gradients_done - start;
+  std::move(restore).Cancel();
   HALFSTEP_RETURN_IF_ERROR(UseGradients(sequences, backward, &report));
   report.optimizer_time = absl::Now() - gradients_done;
   return report;

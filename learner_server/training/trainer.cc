@@ -2,6 +2,7 @@
 #include "learner_server/training/trainer.h"
 
 #include <algorithm>
+#include <new>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -178,7 +179,7 @@ absl::Status Trainer::RunUpdates(TrainBatch* batch, StepRecord* record) {
     const auto stop = [this] { return parts_.control->request() != RunRequest::kNone; };
     HALFSTEP_ASSIGN_OR_RETURN(OptimizerStepReport report,
                               // Log-probs are comparable only at the weights that generated: before
-                              // the batch's first update, and where generation did not run ahead.
+                              // the batch's first update, and from current_from on.
                               train_step_.Run(batch->updates[i], i == 0 ? &mismatch : nullptr,
                                               i == 0 ? stop : std::function<bool()>()));
     if (report.skipped) {
@@ -200,7 +201,9 @@ absl::Status Trainer::RunUpdates(TrainBatch* batch, StepRecord* record) {
 }
 
 void Trainer::DiagnoseIfSuspect(const TrainBatch& batch, const StepRecord& record) {
-  if (record.mismatch.tokens_compared == 0 || !health_.IsMismatchJump(record.mismatch.abs_mean)) {
+  // Nothing is published where nothing is generated: a replay.
+  if (published_.empty() || record.mismatch.tokens_compared == 0 ||
+      !health_.IsMismatchJump(HealthFiguresOf(record, /*supervised=*/false))) {
     return;
   }
   const TrainStepOptions& options = parts_.settings->train_step;
@@ -213,9 +216,17 @@ void Trainer::DiagnoseIfSuspect(const TrainBatch& batch, const StepRecord& recor
   suspicion.score.go_on = [this](int64_t) {
     return parts_.control->request() == RunRequest::kNone;
   };
-  const absl::StatusOr<std::vector<RolloutMismatch>> rollouts =
-      DiagnoseMismatch(parts_.ctx, suspicion, batch.updates.front());
-  diagnosis_ = rollouts.ok() ? DescribeMismatch(*rollouts) : rollouts.status().ToString();
+  diagnosis_.clear();
+  try {
+    const absl::StatusOr<std::vector<RolloutMismatch>> rollouts =
+        DiagnoseMismatch(parts_.ctx, suspicion, batch.updates.front());
+    if (rollouts.ok()) diagnosis_ = DescribeMismatch(*rollouts);
+    if (!rollouts.ok() && !absl::IsCancelled(rollouts.status())) {
+      diagnosis_ = absl::StrCat("the cause was not found: ", rollouts.status().message());
+    }
+  } catch (const std::bad_alloc&) {
+    diagnosis_ = "there is not enough memory to look for the cause";
+  }
 }
 
 void Trainer::NoteAssigned(int64_t step) {
