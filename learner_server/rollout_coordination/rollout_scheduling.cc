@@ -66,9 +66,11 @@ VersionPlan RolloutCoordinator::SwitchVersions() {
   std::vector<VersionServer> servers;
   for (auto& [id, session] : sessions_) {
     if (!MayWork(session) || !session.job_loaded) continue;
-    // A set that was released in the meantime is not worth waiting for.
+    // A set that was released in the meantime is not worth waiting for, where groups name versions.
+    // Where none does it is still newer than the one that is served, and its transfer holds it.
     for (std::optional<WeightIdentity>* set : {&session.preparing, &session.staged}) {
-      if (*set && !job_->published.contains((*set)->version)) set->reset();
+      const bool released = *set && !job_->published.contains((*set)->version);
+      if (released && !job_->spec->free_versions) set->reset();
     }
     VersionServer server{id, std::nullopt, job_->groups.LoadOf(id).exact_groups > 0};
     if (session.committing) {

@@ -5,6 +5,7 @@
 #include <iterator>
 #include <utility>
 
+#include "absl/time/clock.h"
 #include "common/base/logging.h"
 #include "common/base/status_macros.h"
 #include "kernels/check.h"
@@ -34,9 +35,10 @@ absl::StatusOr<TrainBatch> FreeRolloutSource::Next(int64_t step, const RunProgre
   if (!begun_) Begin(progress);
   AssignAhead(version);
   DropStale(version);
+  const absl::Time start = absl::Now();
   absl::Duration wait_time;
   while (!BatchIsComplete()) {
-    HALFSTEP_ASSIGN_OR_RETURN(CollectedGroups arrived, client_->CollectArrived());
+    HALFSTEP_ASSIGN_OR_RETURN(CollectedGroups arrived, client_->CollectArrived(start));
     wait_time += arrived.wait_time;
     Add(std::move(arrived.trajectories));
     DropStale(version);

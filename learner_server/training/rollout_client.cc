@@ -63,7 +63,7 @@ absl::StatusOr<CollectedGroups> RolloutClient::Collect(const std::vector<GroupKe
   }
 }
 
-absl::StatusOr<CollectedGroups> RolloutClient::CollectArrived() {
+absl::StatusOr<CollectedGroups> RolloutClient::CollectArrived(absl::Time batch_start) {
   const absl::Time start = absl::Now();
   without_since_ = absl::InfiniteFuture();
   for (;;) {
@@ -74,7 +74,7 @@ absl::StatusOr<CollectedGroups> RolloutClient::CollectArrived() {
     }
     TrajectoryBuffer::Completeness progress = buffer_.MeasureTraining();
     progress.lost = arrivals.lost;
-    HALFSTEP_RETURN_IF_ERROR(CheckWait(progress, start, now));
+    HALFSTEP_RETURN_IF_ERROR(CheckWait(progress, batch_start, now));
   }
 }
 

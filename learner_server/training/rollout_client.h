@@ -61,9 +61,9 @@ class RolloutClient {
   absl::StatusOr<CollectedGroups> Collect(const std::vector<GroupKey>& groups);
 
   // Waits for a training group of those assigned, whichever is complete first, and takes every one
-  // that is, in the order in which they became so. The same errors; BATCH_TIMEOUT when no group at
-  // all becomes complete.
-  absl::StatusOr<CollectedGroups> CollectArrived();
+  // that is, in the order in which they became so. The same errors; BATCH_TIMEOUT counts from
+  // `batch_start`, since when a batch is waited for.
+  absl::StatusOr<CollectedGroups> CollectArrived(absl::Time batch_start);
 
   BufferCounters counters() const { return buffer_.counters(); }
   RolloutPoolStatus pool_status() const { return pool_->Status(); }

@@ -84,7 +84,9 @@ class PacedPool final : public RolloutPool {
     auto may_go_on = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
       return steps_ < may_do_ || ending_;
     };
-    mutex_.AwaitWithTimeout(absl::Condition(&may_go_on), kPatience);
+    if (mutex_.AwaitWithTimeout(absl::Condition(&may_go_on), kPatience)) return;
+    ADD_FAILURE() << "no new weights " << kPatience << " after step " << steps_ << " of the engine";
+    ending_ = true;
   }
 
   const int steps_per_version_;

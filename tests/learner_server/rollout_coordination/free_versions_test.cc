@@ -98,6 +98,22 @@ TEST_F(FreeVersionsTest, ASetThatIsOnItsWayIsTakenUpBeforeANewerOne) {
   EXPECT_EQ(rollout.version, 2u);
 }
 
+// A learner that publishes twice while a rollout fetches keeps no more than the two newest sets.
+TEST_F(FreeVersionsTest, ASetThatIsReleasedOnItsWayIsTakenUpAllTheSame) {
+  FakeRollout& rollout = Add("a");
+  BeginFreeJob();
+  Publish(0);
+  Settle();
+  AssignFree(0, 3, 0);
+  Settle();
+  for (const uint64_t version : {1, 2, 3}) Publish(version);
+  coordinator->ReleaseWeightsBelow(2);
+  Settle();
+  EXPECT_THAT(OrdersOf(rollout), ElementsAre("prepare 0", "commit 0", "prepare 1", "commit 1",
+                                             "prepare 3", "commit 3"));
+  EXPECT_EQ(rollout.version, 3u);
+}
+
 TEST_F(FreeVersionsTest, AnEvaluationStillNamesItsVersion) {
   FakeRollout& rollout = Add("a");
   BeginFreeJob();
