@@ -133,10 +133,10 @@ def main():
     tables.fill(
         arguments.page,
         {
-            "gates": gates_table(study),
-            "matrix": matrix_table(study),
-            "seeds": seeds_table(study),
-            "bitwise": bitwise_table(folder),
+            "gates": lambda: gates_table(study),
+            "matrix": lambda: matrix_table(study),
+            "seeds": lambda: seeds_table(study),
+            "bitwise": lambda: bitwise_table(folder),
         },
     )
 

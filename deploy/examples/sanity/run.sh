@@ -12,7 +12,7 @@
 # WORK_DIRECTORY is what make_model.sh made. The same command again goes on where everything was left: a
 # job that was submitted is not submitted twice, one that was interrupted continues from its
 # checkpoint. A run is in WORK_DIRECTORY/runs/NAME, NAME being
-# ROLLOUT-LEARNER-PROFILE-PRESET[-aggressive]-sSEED.
+# ROLLOUT-LEARNER-PROFILE-PRESET[-hard]-sSEED.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 bin=$(cd "${HALFSTEP_BIN:-$here/../../../build/release/bin}" && pwd)
@@ -97,7 +97,7 @@ rest() {
 aggressive() {
   for preset in dr_grpo pg_seq_is; do
     for precision in bf16 fp16; do
-      run aggressive.yaml -aggressive "$precision" "$precision" fast "$preset" 1
+      run aggressive.yaml -hard "$precision" "$precision" fast "$preset" 1
     done
   done
 }
