@@ -19,8 +19,8 @@ struct MemoryPlan {
   size_t reference = 0;    // the reference policy's weights, likewise
   size_t published = 0;    // sets of weights that rollouts may still fetch
   size_t activations = 0;  // of the largest micro-batch, with the backward's temporaries
-  // Of responses that are scored once more, beside those: by an evaluation, for the reference policy
-  // or the old log-probs.
+  // Of responses that are scored once more, beside those: by an evaluation, for the reference
+  // policy or the old log-probs.
   size_t scoring = 0;
   int64_t micro_batch_tokens = 0;
 

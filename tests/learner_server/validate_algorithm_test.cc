@@ -62,7 +62,7 @@ const Refusal kRefusals[] = {
        algorithm->regularizers.zero_variance = ZeroVarianceGroups::kDrop;
        inputs->samples_per_prompt = 1;
      }},
-    {"RESAMPLING_RUNS_AHEAD", "lag 0", "dapo",
+    {"RESAMPLING_RUNS_AHEAD", "leave batch.lag", "dapo",
      [](Algorithm*, AlgorithmInputs* inputs) { inputs->runs_ahead = true; }},
     {"GREEDY_RESPONSE_MISSING", "greedy_baseline", "reinforce",
      [](Algorithm* algorithm, AlgorithmInputs*) {
