@@ -269,6 +269,8 @@ TEST(MixedBitsTest, DoNotDependOnThreadsOrTarget) {
     const OwnedTensor norm = random.Normal(half, {dims.in}, 0.3, 1);
     const OwnedTensor dy = random.Normal(kWide, {dims.tokens, dims.out});
     const Weight w(random, half, dims);
+    const OwnedTensor targets = random.Ids(dims.tokens, static_cast<int32_t>(dims.out));
+    const OwnedTensor per_row = random.Normal(kWide, {dims.tokens});
     test::ExpectSameBitsOnEveryMachine(Name(half), [&](const ExecContext& ctx) {
       std::vector<OwnedTensor> out;
       const auto make = [&](DType dtype, Shape shape) {
@@ -280,7 +282,20 @@ TEST(MixedBitsTest, DoNotDependOnThreadsOrTarget) {
       RmsNormBackward(ctx, small, x, norm, rstd, make(kWide, in), make(kWide, {dims.in}));
       Linear(ctx, x, w.view(), make(kWide, {dims.tokens, dims.out}));
       LinearBackwardInput(ctx, dy, w.view(), make(half, in));
-      LinearBackwardWeight(ctx, dy, small, make(kWide, {dims.out, dims.in}), Tensor());
+      LinearBackwardWeight(ctx, dy, small, make(kWide, {dims.out, dims.in}),
+                           make(kWide, {dims.out}));
+      LinearBackwardInput(ctx, dy, w.view(), make(kWide, in));
+      // The head in FP32: the norm before it, and its log-probs with an entropy term.
+      const Tensor hidden = make(kWide, in);
+      const Tensor hidden_rstd = make(kWide, {dims.tokens});
+      RmsNorm(ctx, small, norm, kEpsilon, hidden, hidden_rstd);
+      RmsNormBackward(ctx, x, small, norm, hidden_rstd, make(half, in), make(kWide, {dims.in}));
+      const Tensor entropy = make(kWide, {dims.tokens});
+      const Tensor lse = make(kWide, {dims.tokens});
+      LmHeadLogProb(ctx, hidden, w.view(), targets, 0.9f, make(kWide, {dims.tokens}), entropy, lse);
+      LmHeadLogProbBackward(ctx, per_row, hidden, w.view(), targets, 0.9f, lse, make(kWide, in),
+                            make(kWide, {dims.out, dims.in}),
+                            {.weights = per_row, .entropy = entropy});
       return out;
     });
   }
