@@ -80,6 +80,7 @@ class Trainer {
   void NoteAssigned(int64_t step);
   void AddToProgress(const TrainBatch& batch, const StepRecord& record);
   void Report(const StepRecord& record);
+  void ExportAlarms();
   // Emits what alarms the step raised and cleared. Fails with the alarm's name in capitals as the
   // reason where the job's action is to pause or to fail.
   absl::Status WatchHealth(const StepRecord& record);
