@@ -3,7 +3,7 @@
 #   deploy/examples/sanity/run.sh WORK_DIRECTORY WHAT
 #   core        {BF16, FP16} x {dr_grpo, pg_seq_is} x 3 seeds
 #   rest        the other precisions and presets of the grid
-#   aggressive  aggressive.yaml in BF16 and FP16
+#   aggressive  brisk.yaml and steep.yaml in BF16 and FP16
 #   status      what the learner has
 #   stop        ends the servers; a running job is kept as it is
 # and in the foreground, on the base model:
@@ -12,7 +12,7 @@
 # WORK_DIRECTORY is what make_model.sh made. The same command again goes on where everything was left: a
 # job that was submitted is not submitted twice, one that was interrupted continues from its
 # checkpoint. A run is in WORK_DIRECTORY/runs/NAME, NAME being
-# ROLLOUT-LEARNER-PROFILE-PRESET[-hard]-sSEED.
+# ROLLOUT-LEARNER-PROFILE-PRESET[-VARIANT]-sSEED.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 bin=$(cd "${HALFSTEP_BIN:-$here/../../../build/release/bin}" && pwd)
@@ -95,9 +95,9 @@ rest() {
 }
 
 aggressive() {
-  for preset in dr_grpo pg_seq_is; do
+  for variant in brisk steep; do
     for precision in bf16 fp16; do
-      run aggressive.yaml -hard "$precision" "$precision" fast "$preset" 1
+      run "$variant.yaml" "-$variant" "$precision" "$precision" fast dr_grpo 1
     done
   done
 }
@@ -108,7 +108,7 @@ offline() {
   for precision in fp16 bf16 fp32; do
     [ ! -f "$work/offline/$precision.json" ] || continue
     "$bin/halfstep" eval "$work/model" --data "$work/train.jsonl" --job "$work/offline/job.yaml" \
-      --root "$work" --precision "$precision" --samples 32 --format json \
+      --root "$work" --precision "$precision" --samples 8 --format json \
       --samples-file "$work/offline/$precision.jsonl" >"$work/offline/$precision.part"
     mv "$work/offline/$precision.part" "$work/offline/$precision.json"
   done

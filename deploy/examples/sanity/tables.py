@@ -5,7 +5,8 @@
     tables.py WORK_DIRECTORY PAGE.md
 
 replaces what stands in PAGE.md between <!-- table NAME --> and <!-- end --> for each NAME below.
-Accuracy is the mean reward of a window of WINDOW steps.
+Accuracy is the mean reward of a window of steps. Runs that are not finished are left out, but for
+those of the harder settings, whose table says how far they are.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import re
 import statistics
 
 WINDOW = 12  # steps, of 8 prompts each: about once through the set
+SHORT_WINDOW = 3  # of the harder settings, which change in a few steps
 PASSED = 0.95
 COLLAPSED = 0.10  # below the best window
 
@@ -34,22 +36,23 @@ class Run:
         self.profile = job["profile"]
         self.planned = job["steps"]
         self.rows = [row for row in read_jsonl(folder / "metrics.jsonl") if "reward_mean" in row]
-        self.aggressive = "-hard-" in self.name
+        variant = re.search(r"-(brisk|steep)-s\d+$", self.name)
+        self.variant = variant[1] if variant else ""
 
     def cell(self):
-        return (*self.precision, self.profile, self.preset)
+        return (*self.precision, self.profile, self.preset, self.variant)
 
     def complete(self):
         return len(self.rows) == self.planned
 
-    def windows(self):
+    def windows(self, size):
         rewards = [row["reward_mean"] for row in self.rows]
-        return [sum(rewards[i : i + WINDOW]) / WINDOW for i in range(len(rewards) - WINDOW + 1)]
+        return [sum(rewards[i : i + size]) / size for i in range(len(rewards) - size + 1)]
 
-    def steps_to_pass(self):
-        for i, accuracy in enumerate(self.windows()):
+    def steps_to_pass(self, size):
+        for i, accuracy in enumerate(self.windows(size)):
             if accuracy >= PASSED:
-                return i + WINDOW
+                return i + size
         return None
 
     def values(self, key, rows=None):
@@ -86,33 +89,38 @@ def cells(runs):
     grouped = {}
     for run in runs:
         grouped.setdefault(run.cell(), []).append(run)
-    return sorted(grouped.items(), key=lambda item: (item[0][3], item[0][:3]))
+    return sorted(grouped.items(), key=lambda item: (item[0][3:], item[0][:3]))
 
 
 def label(cell):
-    rollout, learner, profile, preset = cell
-    return [f"`{preset}`", f"{rollout}/{learner}" + ("" if profile == "fast" else f" {profile}")]
+    rollout, learner, profile, preset, variant = cell
+    return [
+        f"`{preset}`" + (f", {variant}" if variant else ""),
+        f"{rollout}/{learner}" + ("" if profile == "fast" else f" {profile}"),
+    ]
 
 
-def accuracy_table(runs):
+def accuracy_table(runs, window):
     rows = []
     for cell, members in cells(runs):
-        passed = [run.steps_to_pass() for run in members]
+        windows = [run.windows(window) for run in members]
+        passed = [run.steps_to_pass(window) for run in members]
         reached = [steps for steps in passed if steps is not None]
-        collapsed = sum(max(run.windows()) - run.windows()[-1] > COLLAPSED for run in members)
+        collapsed = sum(max(run) - run[-1] > COLLAPSED for run in windows)
         rows.append(
             label(cell)
             + [
                 len(members),
-                spread([run.windows()[0] for run in members], percent),
-                spread([max(run.windows()) for run in members], percent),
-                spread([run.windows()[-1] for run in members], percent),
+                spread([len(run.rows) for run in members], str),
+                spread([run[0] for run in windows], percent),
+                spread([max(run) for run in windows], percent),
+                spread([run[-1] for run in windows], percent),
                 f"{len(reached)} of {len(members)}",
                 spread(reached, str) if reached else "",
                 f"{collapsed} of {len(members)}",
             ]
         )
-    head = ["preset", "rollout/learner", "seeds", "first window, %", "best, %", "last, %"]
+    head = ["preset", "rollout/learner", "seeds", "steps", "first window, %", "best, %", "last, %"]
     return table(head + ["reach 95 %", "at step", "collapsed"], rows)
 
 
@@ -217,19 +225,18 @@ def main():
     parser.add_argument("page", type=pathlib.Path)
     arguments = parser.parse_args()
     runs = [Run(path.parent) for path in sorted(arguments.work.glob("runs/*/metrics.jsonl"))]
-    runs = [run for run in runs if run.complete()]
-    usual = [run for run in runs if not run.aggressive]
-    aggressive = [run for run in runs if run.aggressive]
+    usual = [run for run in runs if run.complete() and not run.variant]
+    harder = [run for run in runs if len(run.rows) >= WINDOW and run.variant]
     fill(
         arguments.page,
         {
             "selection": lambda: selection_table(arguments.work),
             "offline": lambda: offline_table(arguments.work),
-            "accuracy": lambda: accuracy_table(usual),
+            "accuracy": lambda: accuracy_table(usual, WINDOW),
             "mismatch": lambda: mismatch_table(usual),
             "cost": lambda: cost_table(usual),
-            "aggressive-accuracy": lambda: accuracy_table(aggressive),
-            "aggressive-mismatch": lambda: mismatch_table(aggressive),
+            "harder-accuracy": lambda: accuracy_table(harder, SHORT_WINDOW),
+            "harder-mismatch": lambda: mismatch_table(harder),
         },
     )
 
