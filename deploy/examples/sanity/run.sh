@@ -9,6 +9,7 @@
 # and in the foreground, on the base model:
 #   offline     its accuracy in FP16, BF16 and FP32
 #   mismatch    its mismatch in nine pairs of precisions, and in the bitwise profile
+#   gradient    bias and variance of its policy gradient under each correction
 # WORK_DIRECTORY is what make_model.sh made. The same command again goes on where everything was left: a
 # job that was submitted is not submitted twice, one that was interrupted continues from its
 # checkpoint. A run is in WORK_DIRECTORY/runs/NAME, NAME being
@@ -16,7 +17,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 bin=$(cd "${HALFSTEP_BIN:-$here/../../../build/release/bin}" && pwd)
-usage="usage: run.sh WORK_DIRECTORY core|rest|aggressive|offline|mismatch|status|stop"
+usage="usage: run.sh WORK_DIRECTORY core|rest|aggressive|offline|mismatch|gradient|status|stop"
 work=$(cd "${1:?"$usage"}" && pwd)
 servers=$work/servers
 export HALFSTEP_LEARNER=127.0.0.1:${SANITY_PORT:-5105}
@@ -130,12 +131,20 @@ mismatch() {
   done
 }
 
+gradient() {
+  [ ! -f "$work/gradient.json" ] || return 0
+  "$bin/halfstep" gradient-bias "$work/model" --data "$work/train.jsonl" --reward numeric \
+    --max-new-tokens 320 --batches 32 --batch-prompts 8 --samples 4 --format json \
+    >"$work/gradient.part"
+  mv "$work/gradient.part" "$work/gradient.json"
+}
+
 case ${2:?"$usage"} in
 core | rest | aggressive)
   start_servers
   "$2"
   ;;
-offline | mismatch) "$2" ;;
+offline | mismatch | gradient) "$2" ;;
 status) "$bin/halfstep" list ;;
 stop) stop_servers ;;
 *)

@@ -206,6 +206,43 @@ def selection_table(work):
     )
 
 
+def interval(figure, form="{:.3g}"):
+    return "{0} [{1}, {2}]".format(*(form.format(figure[key]) for key in ("value", "low", "high")))
+
+
+def bias(figure):
+    """As `halfstep gradient-bias` prints it."""
+    if figure["batches_apart"] == 0:
+        return "none seen"
+    if figure["batches_apart"] < 10:
+        return f"(in {figure['batches_apart']} batches)"
+    return interval(figure) if figure["low"] > 0 else f"< {figure['high']:.2g}"
+
+
+def gradient_table(work):
+    result = json.loads((work / "gradient.json").read_text())
+    rows = []
+    for cell in result["cells"]:
+        for row in cell["corrections"]:
+            figures, weights = row["gradient"], row["weights"]
+            paired = bias(figures["paired_bias"])
+            rows.append(
+                [
+                    f"{cell['rollout']}/{cell['learner']}",
+                    f"`{row['correction']}`",
+                    "reference" if row["correction"] == "sequence_is" else paired,
+                    bias(figures["bias"]),
+                    interval(figures["cosine"], "{:.4g}"),
+                    interval(figures["deviation"]),
+                    interval(figures["variance_ratio"]),
+                    f"{weights['effective_sample_size']:.5g}",
+                    f"{100 * weights['masked_share']:.2g}",
+                ]
+            )
+    head = ["rollout/learner", "correction", "bias, paired", "bias", "cosine", "deviation", "variance"]
+    return table(head + ["ESS", "masked, %"], rows)
+
+
 def fill(path, tables):
     """Makes the tables that a page has places for; `tables` are functions by name."""
 
@@ -232,6 +269,7 @@ def main():
         {
             "selection": lambda: selection_table(arguments.work),
             "offline": lambda: offline_table(arguments.work),
+            "gradient": lambda: gradient_table(arguments.work),
             "accuracy": lambda: accuracy_table(usual, WINDOW),
             "mismatch": lambda: mismatch_table(usual),
             "cost": lambda: cost_table(usual),
