@@ -84,6 +84,8 @@ const std::vector<ChartPlan>& ChartPlans() {
 constexpr std::pair<const char*, const char*> kPhases[] = {
     {"time_wait", "wait"},
     {"time_score", "score"},
+    {"time_reference", "reference policy"},
+    {"time_rescore", "old log-probs"},
     {"time_forward_backward", "forward and backward"},
     {"time_optimizer", "optimizer"},
     {"time_publish", "publish"},
