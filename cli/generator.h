@@ -61,7 +61,7 @@ class Generator {
 
 struct LocalGeneratorOptions {
   DType dtype = DType::kFloat16;
-  Fp32Parts fp32;
+  Fp32Parts fp32 = {};
   int threads = 0;  // 0: one per core
   Profile profile = Profile::kBitwise;
 };

@@ -32,7 +32,7 @@ struct RangeStatistics {
 };
 
 struct RangeCheckOptions {
-  Fp32Parts fp32;
+  Fp32Parts fp32 = {};
   int64_t micro_batch_tokens = 4096;
 };
 

@@ -216,7 +216,7 @@ def profiles(directory):
             ("M", "grpo_token_tis", m),
         ):
             steps = {"fast": [], "bitwise": []}
-            for turn in range(3):
+            for turn in range(2):
                 for profile in steps:
                     output = f"{name}_{preset}_{profile}_{turn}"
                     job = JOB.format(preset=preset, profile=profile, output=output, **values)
@@ -251,7 +251,7 @@ def profiles(directory):
     ]
     return (
         "Whole steps of jobs with one rollout server on this machine, microseconds per trained token, mean of the "
-        "steps after the first of three runs each, in turn. `grpo_token_tis` needs the log-probs of pi_old: "
+        "steps after the first of two runs each, in turn. `grpo_token_tis` needs the log-probs of pi_old: "
         "`fast` takes a second forward for them, `bitwise` has them already.\n\n"
         + table(head, rows)
         + "\n\n`mismatch_bench`: all mismatch metrics of a batch, microseconds per token\n\n"

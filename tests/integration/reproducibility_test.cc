@@ -78,7 +78,9 @@ class ReproducibilityTest : public ::testing::Test {
     EXPECT_TRUE(process->WaitUntil(absl::Now() + kPatience)) << Read(log);
     const std::string text = Read(log);
     const std::string restart = options.victim + " ended with signal 9 (Killed); restarting it";
-    if (!options.victim.empty()) EXPECT_THAT(text, HasSubstr(restart));
+    if (!options.victim.empty()) {
+      EXPECT_THAT(text, HasSubstr(restart));
+    }
     EXPECT_EQ(process->how(), "exit code 0") << text;
     const size_t object = text.rfind("\n{");
     return nlohmann::json::parse(object == std::string::npos ? "" : text.substr(object), nullptr,

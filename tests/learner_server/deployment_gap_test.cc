@@ -38,7 +38,8 @@ class DeploymentGapTest : public testing::Test {
       Trajectory trajectory;
       trajectory.prompt = {1, i};
       trajectory.sample.tokens = {i, 3, static_cast<int32_t>(2 + i)};
-      trajectory.reward = {.outcome = RewardOutcome::kScore, .score = i % 2 == 0 ? 1.0 : 0.0};
+      trajectory.reward.outcome = RewardOutcome::kScore;
+      trajectory.reward.score = i % 2 == 0 ? 1.0 : 0.0;
       sampled_.push_back(trajectory);
     }
     // The learner's own log-probs, as those of an engine without a gap.
@@ -83,14 +84,15 @@ TEST_F(DeploymentGapTest, WeighsResponsesByWhatTheLearnerMakesOfThem) {
 }
 
 TEST_F(DeploymentGapTest, ResponsesWithoutAScoreCountAsZeroAndWeightsAreBounded) {
-  sampled_[2].reward = {.outcome = RewardOutcome::kUnscorable};
+  sampled_[2].reward.outcome = RewardOutcome::kUnscorable;
   sampled_[1].sample.log_probs[0] -= 1000;  // a weight of e^20, not of e^1000
   const DeploymentGap gap = Measure();
   EXPECT_NEAR(gap.learner_accuracy, 1 / (3 + std::exp(20.0)), 1e-12);
 }
 
 TEST_F(DeploymentGapTest, EndsWhenAsked) {
-  DeploymentGapOptions options{.micro_batch_tokens = 4};
+  DeploymentGapOptions options;
+  options.micro_batch_tokens = 4;
   options.go_on = [] { return false; };
   EXPECT_TRUE(
       absl::IsCancelled(MeasureDeploymentGap(ctx_, state_->weights, sampled_, options).status()));
