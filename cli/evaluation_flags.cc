@@ -45,22 +45,23 @@ void Override(const std::optional<From>& from, To* to) {
   if (from) *to = *from;
 }
 
-absl::Status OverrideReward(const EvaluationFlags& flags, v1::RewardSpec* reward) {
-  if (flags.reward) {
-    reward->Clear();
+}  // namespace
+
+absl::Status OverrideReward(const std::optional<std::string>& reward,
+                            const std::optional<std::string>& pattern, v1::RewardSpec* spec) {
+  if (reward) {
+    spec->Clear();
     for (const v1::RewardType type :
          {v1::REWARD_TYPE_EXACT_MATCH, v1::REWARD_TYPE_NUMERIC, v1::REWARD_TYPE_REGEX}) {
-      if (YamlName(type) == *flags.reward) reward->set_type(type);
+      if (YamlName(type) == *reward) spec->set_type(type);
     }
   }
-  if (flags.reward_pattern) reward->set_pattern(*flags.reward_pattern);
-  if (reward->type() == v1::REWARD_TYPE_REGEX && reward->pattern().empty()) {
+  if (pattern) spec->set_pattern(*pattern);
+  if (spec->type() == v1::REWARD_TYPE_REGEX && spec->pattern().empty()) {
     return absl::InvalidArgumentError("--reward regex needs --reward-pattern");
   }
   return absl::OkStatus();
 }
-
-}  // namespace
 
 absl::StatusOr<EvaluationPlan> PlanEvaluation(const EvaluationFlags& flags) {
   EvaluationPlan plan = WithoutJob();
@@ -83,7 +84,7 @@ absl::StatusOr<EvaluationPlan> PlanEvaluation(const EvaluationFlags& flags) {
   settings.rollout_dtype = flags.engine.dtype_or(settings.rollout_dtype);
   settings.fp32.residual |= flags.engine.fp32.residual;
   settings.fp32.head |= flags.engine.fp32.head;
-  HALFSTEP_RETURN_IF_ERROR(OverrideReward(flags, &plan.reward));
+  HALFSTEP_RETURN_IF_ERROR(OverrideReward(flags.reward, flags.reward_pattern, &plan.reward));
   return plan;
 }
 

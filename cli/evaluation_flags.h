@@ -36,6 +36,11 @@ struct EvaluationPlan {
   v1::RewardSpec reward;
 };
 
+// What --reward and --reward-pattern say, where they are given, in place of `*spec`.
+// INVALID_ARGUMENT for a regex without its pattern.
+absl::Status OverrideReward(const std::optional<std::string>& reward,
+                            const std::optional<std::string>& pattern, v1::RewardSpec* spec);
+
 // Those of --job, or else a job's defaults, under the flags; the prompts are `data` or the job's
 // data.eval, without a job those that are too long are skipped and four samples asked for.
 // INVALID_ARGUMENT for a reward that lacks its pattern, and for a job without held-out prompts

@@ -13,12 +13,14 @@
 #include "absl/strings/str_cat.h"
 #include "cli/commands.h"
 #include "cli/engine_flags.h"
+#include "cli/evaluation_flags.h"
 #include "cli/gradient_report.h"
 #include "cli/gradient_study.h"
 #include "cli/stage_progress.h"
 #include "common/base/status_macros.h"
 #include "common/config/enum_names.h"
 #include "halfstep/v1/training_job.pb.h"
+#include "learner_server/algorithm/override.h"
 
 namespace halfstep {
 namespace {
@@ -27,18 +29,13 @@ struct GradientArguments {
   JobSettings settings;
   std::string rollout_model;
   std::string reward = "exact_match";
-  std::string reward_pattern;
+  std::optional<std::string> reward_pattern;
   std::vector<std::string> cells = {"fp16/fp16", "bf16/bf16"};
   std::vector<std::string> corrections;  // empty: every one
   GradientStudyOptions study;
 };
 
 constexpr DType kPrecisions[] = {DType::kFloat16, DType::kBFloat16, DType::kFloat32};
-constexpr CorrectionKind kCorrections[] = {
-    CorrectionKind::kNone,       CorrectionKind::kTokenIs,       CorrectionKind::kTokenTis,
-    CorrectionKind::kSequenceIs, CorrectionKind::kSequenceTis,   CorrectionKind::kSequenceMis,
-    CorrectionKind::kIcePop,     CorrectionKind::kGeometricMask, CorrectionKind::kK3Mask,
-    CorrectionKind::kVeto};
 
 // "fp16/bf16": the rollout's and the learner's.
 std::map<std::string, GradientCell> CellsByName() {
@@ -59,20 +56,13 @@ std::vector<std::string> NamesOf(const std::map<std::string, GradientCell>& cell
 
 std::vector<std::string> CorrectionNames() {
   std::vector<std::string> names;
-  for (const CorrectionKind kind : kCorrections) names.emplace_back(Name(kind));
+  for (const CorrectionKind kind : AllCorrections()) names.emplace_back(Name(kind));
   return names;
 }
 
 absl::StatusOr<std::unique_ptr<const Verifier>> MakeVerifierOf(const GradientArguments& arguments) {
   v1::RewardSpec reward;
-  for (const v1::RewardType type :
-       {v1::REWARD_TYPE_EXACT_MATCH, v1::REWARD_TYPE_NUMERIC, v1::REWARD_TYPE_REGEX}) {
-    if (YamlName(type) == arguments.reward) reward.set_type(type);
-  }
-  if (!arguments.reward_pattern.empty()) reward.set_pattern(arguments.reward_pattern);
-  if (reward.type() == v1::REWARD_TYPE_REGEX && reward.pattern().empty()) {
-    return absl::InvalidArgumentError("--reward regex needs --reward-pattern");
-  }
+  HALFSTEP_RETURN_IF_ERROR(OverrideReward(arguments.reward, arguments.reward_pattern, &reward));
   return MakeVerifier(reward);
 }
 
@@ -80,7 +70,7 @@ GradientStudyOptions StudyOptions(const GradientArguments& arguments) {
   GradientStudyOptions options = arguments.study;
   const std::map<std::string, GradientCell> cells = CellsByName();
   for (const std::string& name : arguments.cells) options.cells.push_back(cells.at(name));
-  for (const CorrectionKind kind : kCorrections) {
+  for (const CorrectionKind kind : AllCorrections()) {
     const auto& wanted = arguments.corrections;
     if (wanted.empty() || std::find(wanted.begin(), wanted.end(), Name(kind)) != wanted.end()) {
       options.corrections.push_back(DefaultCorrection(kind));

@@ -250,6 +250,8 @@ class Overrider {
 
 }  // namespace
 
+std::span<const CorrectionKind> AllCorrections() { return kCorrections; }
+
 std::vector<FieldViolation> ApplyOverrides(const AlgorithmOverrides& overrides,
                                            Algorithm* algorithm) {
   return Overrider(overrides, algorithm).Run();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,9 @@ struct AlgorithmOverrides {
   std::vector<double> clip = {};  // [low, high] of the objective, or empty
   bool reference = false;         // a reference policy is named
 };
+
+// Every correction, in the order of the documentation.
+std::span<const CorrectionKind> AllCorrections();
 
 // Puts `overrides` into the row `*algorithm`. Another objective or correction comes with its own
 // default numbers. Returns what cannot be done, by the field of the job: unknown names and values,
