@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <system_error>
 #include <utility>
 
@@ -16,7 +15,6 @@
 #include "absl/time/clock.h"
 #include "common/base/error_reason.h"
 #include "common/base/file.h"
-#include "common/base/json.h"
 #include "common/base/status_macros.h"
 
 namespace halfstep {
@@ -24,7 +22,6 @@ namespace {
 
 // How often files and deadlines are looked at; the end of a process is seen at once.
 constexpr int kPollMs = 20;
-constexpr size_t kMaxPortFileBytes = 64 << 10;
 constexpr size_t kMaxLogBytes = 256 << 20;
 constexpr size_t kLogTailBytes = 2000;
 constexpr double kDrainShare = 0.75;
@@ -117,9 +114,9 @@ absl::Status LocalCluster::StartAll() {
   members_[0].arguments.insert(members_[0].arguments.end(),
                                {"--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"});
   HALFSTEP_RETURN_IF_ERROR(StartMember(members_[0]));
-  HALFSTEP_ASSIGN_OR_RETURN(auto ports, WaitForPorts(members_[0]));
-  learner_address_ = ports["grpc"];
-  learner_http_address_ = ports["http"];
+  HALFSTEP_ASSIGN_OR_RETURN(const ServerPorts ports, WaitForPorts(members_[0]));
+  learner_address_ = ports.grpc;
+  learner_http_address_ = ports.http;
   // A restarted learner must be found where it was.
   std::replace(members_[0].arguments.begin(), members_[0].arguments.end(),
                std::string("127.0.0.1:0"), learner_address_);
@@ -142,8 +139,6 @@ absl::Status LocalCluster::StartAll() {
 }
 
 absl::Status LocalCluster::StartMember(Member& member) {
-  std::error_code ignored;
-  std::filesystem::remove(member.port_file, ignored);
   HALFSTEP_ASSIGN_OR_RETURN(ChildProcess process,
                             ChildProcess::Start(member.arguments, member.log_file));
   absl::MutexLock lock(&mutex_);
@@ -151,21 +146,13 @@ absl::Status LocalCluster::StartMember(Member& member) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::map<std::string, std::string>> LocalCluster::WaitForPorts(Member& member) {
+absl::StatusOr<ServerPorts> LocalCluster::WaitForPorts(Member& member) {
   const absl::Time deadline = absl::Now() + options_.ready_timeout;
   for (;;) {
-    // It is written at once and whole.
-    const auto text = ReadFile(member.port_file, kMaxPortFileBytes);
-    if (text.ok()) {
-      const absl::StatusOr<nlohmann::json> ports = ParseJson(*text);
-      std::map<std::string, std::string> result;
-      if (ports.ok() && ports->is_object()) {
-        for (const auto& [name, value] : ports->items()) {
-          if (value.is_string()) result[name] = value.get<std::string>();
-        }
-      }
-      return result;
-    }
+    // One of an earlier server may be there, or of a server that another cluster runs in the same
+    // folder: that cluster waits for it, so it must not be removed.
+    auto ports = ReadPortFile(member.port_file);
+    if (ports.ok() && ports->pid == member.process->pid()) return ports;
     if (member.process->Ended()) return Died(member, member.process->how());
     if (stopping()) return absl::CancelledError("stopped while starting");
     if (absl::Now() >= deadline) {

@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
 #include <string>
 #include <thread>
@@ -18,6 +17,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "cli/child_process.h"
+#include "common/rpc/port_file.h"
 
 namespace halfstep {
 
@@ -90,7 +90,7 @@ class LocalCluster {
   absl::Status StartAll();
   absl::Status StartMember(Member& member);
   // The addresses that `member` wrote to its port file.
-  absl::StatusOr<std::map<std::string, std::string>> WaitForPorts(Member& member);
+  absl::StatusOr<ServerPorts> WaitForPorts(Member& member);
   absl::Status Died(const Member& member, const std::string& how) const;
   void Tend(Member& member) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void StopAll();

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "learner_server/learner_server.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <filesystem>
@@ -12,7 +14,6 @@
 #include "common/base/build_info.h"
 #include "common/base/clock.h"
 #include "common/base/error_reason.h"
-#include "common/base/file.h"
 #include "common/base/logging.h"
 #include "common/base/random_id.h"
 #include "common/base/status_macros.h"
@@ -22,6 +23,7 @@
 #include "common/metrics/learner_metrics.h"
 #include "common/model/fingerprint.h"
 #include "common/rpc/endpoint.h"
+#include "common/rpc/port_file.h"
 #include "halfstep/v1/training_job.pb.h"
 #include "kernels/exec_context.h"
 #include "kernels/workspace.h"
@@ -155,9 +157,7 @@ absl::Status LearnerServer::Impl::Listen() {
 
 absl::Status LearnerServer::Impl::WritePortFile() const {
   if (options.port_file.empty()) return absl::OkStatus();
-  return WriteFileAtomic(
-      options.port_file,
-      absl::StrCat("{\"grpc\": \"", rpc->address(), "\", \"http\": \"", http_address, "\"}\n"));
+  return halfstep::WritePortFile(options.port_file, {rpc->address(), http_address, getpid()});
 }
 
 LearnerServer::LearnerServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

@@ -28,7 +28,7 @@ struct LearnerServerOptions {
   absl::Duration stuck_timeout = absl::Minutes(2);
   // What all groups of a batch, or of an evaluation, may take together until a job pauses.
   absl::Duration batch_timeout = absl::Hours(2);
-  // Written once both ports are known: {"grpc": "host:port", "http": "host:port"}. Empty: no file.
+  // Written once both ports are known (common/rpc/port_file.h). Empty: no file.
   std::string port_file;
 };
 

@@ -12,7 +12,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/base/build_info.h"
-#include "common/base/file.h"
 #include "common/base/logging.h"
 #include "common/base/memory.h"
 #include "common/base/random_id.h"
@@ -20,6 +19,7 @@
 #include "common/metrics/http_server.h"
 #include "common/model/fingerprint.h"
 #include "common/rpc/endpoint.h"
+#include "common/rpc/port_file.h"
 #include "kernels/thread_pool.h"
 #include "kernels/workspace.h"
 #include "rollout_server/generation_service.h"
@@ -132,9 +132,7 @@ absl::Status RolloutServer::Impl::Listen() {
 
 absl::Status RolloutServer::Impl::WritePortFile() const {
   if (options.port_file.empty()) return absl::OkStatus();
-  return WriteFileAtomic(
-      options.port_file,
-      absl::StrCat("{\"grpc\": \"", rpc->address(), "\", \"http\": \"", http_address, "\"}\n"));
+  return halfstep::WritePortFile(options.port_file, {rpc->address(), http_address, getpid()});
 }
 
 void RolloutServer::Impl::Attach() {

@@ -21,7 +21,7 @@ struct RolloutServerOptions {
   std::string http = "127.0.0.1:0";
   int threads = 0;            // of the engine; 0: one per core
   size_t kv_cache_bytes = 0;  // 0: what a job needs, within half of free memory
-  // Written once both ports are known: {"grpc": "host:port", "http": "host:port"}. Empty: no file.
+  // Written once both ports are known (common/rpc/port_file.h). Empty: no file.
   std::string port_file;
 };
 

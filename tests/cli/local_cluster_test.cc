@@ -19,6 +19,7 @@
 #include "absl/time/clock.h"
 #include "common/base/error_reason.h"
 #include "common/base/file.h"
+#include "common/rpc/port_file.h"
 #include "tests/testing/temp_dir.h"
 
 namespace halfstep {
@@ -37,7 +38,8 @@ done
 [ "$listen" = 127.0.0.1:0 ] && listen=127.0.0.1:4711
 )";
 constexpr char kWritePorts[] = R"(
-echo "{\"grpc\": \"$listen\", \"http\": \"127.0.0.1:4712\"}" > "$ports.new" && mv "$ports.new" "$ports"
+echo "{\"grpc\": \"$listen\", \"http\": \"127.0.0.1:4712\", \"pid\": $$}" \
+  > "$ports.new" && mv "$ports.new" "$ports"
 )";
 constexpr char kStay[] = "exec sleep 1000\n";
 
@@ -166,6 +168,19 @@ TEST_F(LocalClusterTest, AServerThatDiesAtStartIsReportedWithItsLog) {
   EXPECT_EQ(ReasonOf(cluster.status()), "PROCESS_DIED");
   EXPECT_THAT(std::string(cluster.status().message()), HasSubstr("learner ended with exit code 1"));
   EXPECT_THAT(std::string(cluster.status().message()), HasSubstr("no such model"));
+}
+
+TEST_F(LocalClusterTest, ASecondOneInTheSameFolderDoesNotHideThePortsOfTheFirst) {
+  LocalClusterOptions options = Options();
+  options.rollouts = 0;
+  auto first = LocalCluster::Start(options);
+  ASSERT_TRUE(first.ok()) << first.status();
+  const std::string port_file = dir_ / "run/logs/learner.ports";
+  const auto ports = ReadPortFile(port_file);
+  ASSERT_TRUE(ports.ok()) << ports.status();
+  options.learner_binary = Script("refused.sh", "echo in use\nexit 1\n");
+  EXPECT_EQ(ReasonOf(LocalCluster::Start(options).status()), "PROCESS_DIED");
+  EXPECT_EQ(ReadPortFile(port_file)->pid, ports->pid);
 }
 
 TEST_F(LocalClusterTest, AServerThatIsNeverReadyIsReported) {

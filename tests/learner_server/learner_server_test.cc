@@ -5,10 +5,11 @@
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include "common/base/error_reason.h"
-#include "common/base/file.h"
 #include "common/rpc/channel.h"
+#include "common/rpc/port_file.h"
 #include "common/rpc/status.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "halfstep/v1/training_job.grpc.pb.h"
@@ -41,9 +42,11 @@ class LearnerServerTest : public ::testing::Test {
 TEST_F(LearnerServerTest, IsReadyWhenItHasStartedAndSaysWhere) {
   const auto learner = LearnerServer::Start(Options());
   ASSERT_TRUE(learner.ok()) << learner.status();
-  const auto ports = ReadFile(dir_ / "ports.json", 1 << 10);
-  EXPECT_EQ(*ports, "{\"grpc\": \"" + (*learner)->grpc_address() + "\", \"http\": \"" +
-                        (*learner)->http_address() + "\"}\n");
+  const auto ports = ReadPortFile(dir_ / "ports.json");
+  ASSERT_TRUE(ports.ok()) << ports.status();
+  EXPECT_EQ(ports->grpc, (*learner)->grpc_address());
+  EXPECT_EQ(ports->http, (*learner)->http_address());
+  EXPECT_EQ(ports->pid, getpid());
   grpc::health::v1::HealthCheckResponse health;
   const auto context = MakeContext(absl::Seconds(20));
   ASSERT_TRUE(
