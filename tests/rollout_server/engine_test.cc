@@ -4,9 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -16,7 +17,7 @@
 #include "absl/time/clock.h"
 #include "common/base/error_reason.h"
 #include "rollout_server/generation/generate.h"
-#include "tests/rollout_server/tiny_model.h"
+#include "tests/rollout_server/engine_fixture.h"
 
 namespace halfstep {
 namespace {
@@ -24,109 +25,6 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-
-constexpr absl::Duration kPatience = absl::Seconds(60);
-
-EngineOptions TinyOptions() {
-  EngineOptions options;
-  options.config = TinyConfig();
-  options.max_sequence_tokens = 160;
-  options.max_sequences = 32;
-  return options;
-}
-
-std::unique_ptr<Engine> MakeEngine(EngineOptions options) {
-  auto engine = Engine::Create(std::move(options));
-  EXPECT_TRUE(engine.ok()) << engine.status();
-  return *std::move(engine);
-}
-
-std::unique_ptr<Engine> MakeServingEngine(EngineOptions options, uint32_t seed = 1,
-                                          uint64_t version = 0) {
-  auto engine = MakeEngine(std::move(options));
-  absl::Notification served;
-  engine->SetWeights(TinyWeights(seed, engine->options().dtype), version,
-                     [&served](const absl::Status& status) {
-                       EXPECT_TRUE(status.ok()) << status;
-                       served.Notify();
-                     });
-  EXPECT_TRUE(served.WaitForNotificationWithTimeout(kPatience));
-  return engine;
-}
-
-// A prompt of `tokens` tokens that depends on `group`.
-GroupRequest MakeGroup(uint64_t group, int64_t tokens, uint32_t samples, int32_t max_new_tokens) {
-  GroupRequest request;
-  std::mt19937 random(static_cast<uint32_t>(group + 100));
-  for (int64_t i = 0; i < tokens; ++i) {
-    request.prompt.push_back(static_cast<int32_t>(2 + random() % 259));
-  }
-  request.samples = samples;
-  request.sampling.max_new_tokens = max_new_tokens;
-  request.seed = 7;
-  request.domain = SamplingDomain::kTrain;
-  request.group = group;
-  return request;
-}
-
-std::vector<std::vector<Sample>> Generate(Engine* engine, std::vector<GroupRequest> requests) {
-  auto samples = GenerateAll(engine, std::move(requests), absl::Now() + kPatience);
-  EXPECT_TRUE(samples.ok()) << samples.status();
-  return samples.ok() ? *std::move(samples) : std::vector<std::vector<Sample>>();
-}
-
-testing::AssertionResult SameBits(const std::vector<float>& a, const std::vector<float>& b) {
-  if (a.size() != b.size()) {
-    return testing::AssertionFailure() << a.size() << " against " << b.size() << " values";
-  }
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (std::memcmp(&a[i], &b[i], sizeof(float)) != 0) {
-      return testing::AssertionFailure()
-             << "value " << i << ": " << std::hexfloat << a[i] << " against " << b[i];
-    }
-  }
-  return testing::AssertionSuccess();
-}
-
-void ExpectSame(const std::vector<Sample>& a, const std::vector<Sample>& b) {
-  ASSERT_EQ(a.size(), b.size());
-  for (size_t i = 0; i < a.size(); ++i) {
-    EXPECT_EQ(a[i].tokens, b[i].tokens) << "sample " << i;
-    EXPECT_TRUE(SameBits(a[i].log_probs, b[i].log_probs)) << "sample " << i;
-    EXPECT_EQ(a[i].finish_reason, b[i].finish_reason) << "sample " << i;
-  }
-}
-
-// Outcome of one group submitted by hand.
-class Outcome {
- public:
-  GroupCallbacks callbacks(std::function<void(const GeneratedToken&)> on_token = {}) {
-    GroupCallbacks callbacks;
-    callbacks.on_sample = [this](Sample sample) {
-      absl::MutexLock lock(&mutex_);
-      samples_.push_back(std::move(sample));
-    };
-    callbacks.on_failure = [this](const absl::Status& status) {
-      absl::MutexLock lock(&mutex_);
-      failure_ = status;
-    };
-    callbacks.on_token = std::move(on_token);
-    return callbacks;
-  }
-  std::vector<Sample> samples() const {
-    absl::MutexLock lock(&mutex_);
-    return samples_;
-  }
-  absl::Status failure() const {
-    absl::MutexLock lock(&mutex_);
-    return failure_;
-  }
-
- private:
-  mutable absl::Mutex mutex_;
-  std::vector<Sample> samples_;
-  absl::Status failure_;
-};
 
 // How an engine may be set up without changing a single bit of what it generates.
 struct Setting {
@@ -324,128 +222,6 @@ TEST(EngineTest, StopsAtAStopStringAcrossTokens) {
   const Sample sample = Generate(engine.get(), {request})[0][0];
   EXPECT_EQ(sample.tokens.size(), text.find(stop) + 3);
   EXPECT_EQ(sample.finish_reason, FinishReason::kStop);
-}
-
-TEST(EngineTest, SwapsWeightsOnlyAfterGroupsOfTheOldVersion) {
-  auto engine = MakeServingEngine(TinyOptions(), /*seed=*/1, /*version=*/5);
-  GroupRequest old_group = MakeGroup(0, 10, 4, 50);
-  old_group.version = 5;
-  GroupRequest new_group = MakeGroup(1, 10, 4, 50);
-  new_group.version = 6;
-  Outcome old_outcome, new_outcome;
-  absl::Notification swapped;
-  std::atomic<size_t> finished_before_swap{0};
-  bool asked = false;
-  auto on_token = [&](const GeneratedToken&) {
-    if (std::exchange(asked, true)) return;
-    engine->SetWeights(TinyWeights(2), 6, [&](const absl::Status& status) {
-      EXPECT_TRUE(status.ok());
-      finished_before_swap = old_outcome.samples().size();
-      swapped.Notify();
-    });
-    ASSERT_TRUE(engine->Submit(new_group, new_outcome.callbacks()).ok());
-  };
-  ASSERT_TRUE(engine->Submit(old_group, old_outcome.callbacks(on_token)).ok());
-  ASSERT_TRUE(swapped.WaitForNotificationWithTimeout(kPatience));
-  ASSERT_TRUE(engine->Drain(absl::Now() + kPatience));
-  EXPECT_EQ(finished_before_swap, 4u);
-  for (const Sample& sample : old_outcome.samples()) {
-    EXPECT_THAT(sample.versions,
-                ElementsAre(VersionRun{5, static_cast<uint32_t>(sample.tokens.size())}));
-  }
-  ASSERT_EQ(new_outcome.samples().size(), 4u);
-  auto fresh = MakeServingEngine(TinyOptions(), 2, 6);
-  std::vector<Sample> held = new_outcome.samples();
-  std::sort(held.begin(), held.end(),
-            [](const Sample& a, const Sample& b) { return a.index < b.index; });
-  ExpectSame(Generate(fresh.get(), {new_group})[0], held);
-}
-
-TEST(EngineTest, RefusesAGroupOfAVersionThatIsNotServed) {
-  auto engine = MakeServingEngine(TinyOptions(), 1, 5);
-  GroupRequest request = MakeGroup(0, 10, 1, 5);
-  request.version = 4;
-  const auto samples = GenerateAll(engine.get(), {request}, absl::Now() + kPatience);
-  EXPECT_EQ(samples.status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(ReasonOf(samples.status()), "VERSION_NOT_SERVED");
-  EXPECT_THAT(std::string(samples.status().message()), HasSubstr("version 5 is served"));
-}
-
-TEST(EngineTest, RefusesWorkBeforeAnyWeights) {
-  auto engine = MakeEngine(TinyOptions());
-  const auto samples = GenerateAll(engine.get(), {MakeGroup(0, 10, 1, 5)}, absl::Now() + kPatience);
-  EXPECT_EQ(ReasonOf(samples.status()), "VERSION_NOT_SERVED");
-}
-
-TEST(EngineTest, TokensOfAnUnpinnedGroupCarryTheirVersions) {
-  EngineOptions options = TinyOptions();
-  options.config.eos_token_ids = {};
-  auto engine = MakeServingEngine(options, 1, 5);
-  Outcome outcome;
-  int tokens = 0;
-  auto on_token = [&](const GeneratedToken&) {
-    if (++tokens == 10) engine->SetWeights(TinyWeights(2), 6, [](const absl::Status&) {});
-  };
-  ASSERT_TRUE(engine->Submit(MakeGroup(0, 10, 1, 30), outcome.callbacks(on_token)).ok());
-  ASSERT_TRUE(engine->Drain(absl::Now() + kPatience));
-  ASSERT_EQ(outcome.samples().size(), 1u);
-  EXPECT_THAT(outcome.samples()[0].versions, ElementsAre(VersionRun{5, 10}, VersionRun{6, 20}));
-}
-
-// Also several samples of a prompt longer than a cache block, one of them not begun at the swap.
-TEST(EngineTest, ASwapInTheMiddleKeepsTokensAndRecomputesCachesUnderTheNewWeights) {
-  EngineOptions options = TinyOptions();
-  options.config.eos_token_ids = {};
-  options.max_sequences = 3;
-  auto engine = MakeServingEngine(options, 1, 5);
-  const GroupRequest request = MakeGroup(0, 21, 4, 24);
-  Outcome outcome;
-  int tokens = 0;
-  auto on_token = [&](const GeneratedToken&) {
-    if (++tokens == 30) engine->SetWeights(TinyWeights(2), 6, [](const absl::Status&) {});
-  };
-  ASSERT_TRUE(engine->Submit(request, outcome.callbacks(on_token)).ok());
-  ASSERT_TRUE(engine->Drain(absl::Now() + kPatience));
-  ASSERT_EQ(outcome.samples().size(), 4u);
-  EXPECT_EQ(engine->stats().preemptions, 0) << "for want of blocks there was none";
-  int spanning = 0;
-  for (const Sample& sample : outcome.samples()) {
-    size_t begin = 0;
-    spanning += sample.versions.size() == 2;
-    for (const VersionRun& run : sample.versions) {
-      const auto weights = TinyWeights(run.version == 5 ? 1 : 2);
-      const std::vector<float> expected =
-          LearnerLogProbs(*weights, {{request.prompt, sample.tokens}}, 1)[0];
-      EXPECT_EQ(std::memcmp(expected.data() + begin, sample.log_probs.data() + begin,
-                            run.count * sizeof(float)),
-                0)
-          << "sample " << sample.index << ", tokens from " << begin << " of version "
-          << run.version;
-      begin += run.count;
-    }
-    EXPECT_EQ(begin, sample.tokens.size());
-  }
-  EXPECT_EQ(spanning, 3);
-}
-
-TEST(EngineTest, LaterWeightsReplaceThoseThatWait) {
-  auto engine = MakeServingEngine(TinyOptions(), 1, 5);
-  GroupRequest request = MakeGroup(0, 10, 2, 40);
-  request.version = 5;
-  Outcome outcome;
-  bool asked = false;
-  absl::Status first;
-  absl::Notification swapped;
-  auto on_token = [&](const GeneratedToken&) {
-    if (std::exchange(asked, true)) return;
-    engine->SetWeights(TinyWeights(2), 6, [&](const absl::Status& status) { first = status; });
-    engine->SetWeights(TinyWeights(3), 7, [&](const absl::Status&) { swapped.Notify(); });
-  };
-  ASSERT_TRUE(engine->Submit(request, outcome.callbacks(on_token)).ok());
-  ASSERT_TRUE(swapped.WaitForNotificationWithTimeout(kPatience));
-  engine->Stop();
-  EXPECT_EQ(first.code(), absl::StatusCode::kCancelled);
-  EXPECT_EQ(engine->stats().version, 7u);
 }
 
 TEST(EngineTest, CancelEndsAGroupAndFreesItsBlocks) {
