@@ -79,6 +79,7 @@ void RolloutCoordinator::Publish(std::shared_ptr<const WeightSet> weights) {
   HALFSTEP_CHECK(job_ != nullptr);
   const uint64_t version = weights->manifest().version;
   job_->published[version] = std::move(weights);
+  job_->versions.insert(version);
   Schedule();
 }
 

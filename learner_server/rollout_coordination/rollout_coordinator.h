@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -105,6 +106,7 @@ class RolloutCoordinator final : public RolloutPool {
     std::string model_digest;
     SampleSink* sink = nullptr;
     std::map<uint64_t, std::shared_ptr<const WeightSet>> published;
+    std::set<uint64_t> versions;  // of all that were ever published
     uint64_t released_below = 0;
     GroupTable groups;
     int64_t groups_reassigned = 0;

@@ -360,7 +360,7 @@ bool RolloutCoordinator::OnSample(RolloutSession& session, Arrival arrival) {
     verdict = {false, DropReason::kMalformed, std::string(arrival.malformed.message())};
   } else {
     const SampleLimits limits{job_->spec->vocab_size, job_->spec->max_sequence_tokens,
-                              job_->published.empty() ? 0 : job_->published.rbegin()->first};
+                              &job_->versions};
     verdict = CheckSample(*group->assignment, limits, arrival.sample);
   }
   const uint32_t index = arrival.sample.index;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <set>
 #include <string>
 
 #include "common/trajectory/trajectory.h"
@@ -35,7 +36,9 @@ const char* Name(DropReason reason);
 struct SampleLimits {
   int64_t vocab_size = 0;
   int64_t max_sequence_tokens = 0;  // prompt and response together
-  uint64_t newest_version = 0;      // published: no token can be of a later one
+  // Every version that the job has published, also those released since. Of samples of free groups
+  // no token can be of another one; null where there are none.
+  const std::set<uint64_t>* published = nullptr;
 };
 
 struct SampleVerdict {
@@ -45,6 +48,7 @@ struct SampleVerdict {
 };
 
 // Judges a sample of `assignment` by itself: index, lengths, counts, tokens, log-probs, versions.
+// The versions of a free group's sample ascend from one that may begin the group.
 SampleVerdict CheckSample(const GroupAssignment& assignment, const SampleLimits& limits,
                           const Sample& sample);
 
