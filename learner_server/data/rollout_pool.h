@@ -22,7 +22,7 @@ namespace halfstep {
 class SampleSink {
  public:
   virtual ~SampleSink() = default;
-  // A sample that passed every intake check, exactly once per (group, index).
+  // A checked sample, exactly once per (group, index); those of a free group are of one rollout.
   virtual void OnSample(const GroupAssignment& assignment, const std::string& rollout_id,
                         Sample sample) = 0;
   // A group that was given up after its bounded number of reassignments.

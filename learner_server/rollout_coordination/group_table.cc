@@ -129,6 +129,13 @@ void GroupTable::Requeue(const GroupKey& key, const std::string& rollout_id,
   group.avoid = rollout_id;
   group.avoid_until = avoid_until;
   ++group.reassignments;
+  if (group.assignment->free) {
+    const uint32_t samples = group.assignment->samples;
+    missing_[NeedOf(*group.assignment)] += samples - group.missing;
+    group.missing = samples;
+    group.admitted.assign(samples, false);
+    group.kept.clear();
+  }
   queue_.insert({NeedOf(*group.assignment), key});
 }
 
@@ -150,6 +157,18 @@ GroupTable::Receipt GroupTable::Deliver(const GroupKey& key, SessionId session, 
   --group.missing;
   --missing_[NeedOf(*group.assignment)];
   return Receipt::kAdmitted;
+}
+
+void GroupTable::Keep(const GroupKey& key, Sample sample) {
+  Group& group = At(key);
+  HALFSTEP_CHECK(group.assignment->free && group.admitted.at(sample.index));
+  group.kept.push_back(std::move(sample));
+}
+
+std::vector<Sample> GroupTable::TakeComplete(const GroupKey& key) {
+  Group& group = At(key);
+  HALFSTEP_CHECK_EQ(group.missing, 0u);
+  return std::exchange(group.kept, {});
 }
 
 }  // namespace halfstep

@@ -1,6 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // GroupTable: which groups of a job wait, which rollout holds which, and which of their samples
 // were admitted. Bookkeeping only: it knows no stream, no policy and no clock.
+//
+// A free group is one draw of one rollout: its samples are kept here until the last one came, and
+// what is kept of a group whose rollout loses it is forgotten; the next one generates the group
+// from its start, as it does anyway. To keep it would favour short responses, for those are what
+// has ended when a rollout is lost. Let a response have ended by then with probability q. Were each
+// sample that ended kept and only the others drawn again, such a response would come out 1 + (1-q)
+// times as often as the policy draws it; with the n samples of a group drawn again together, 1 +
+// q^(n-1) (1-q) times, which is at most about 1 + 1/(e n). What is left is that of the groups
+// themselves: one without long responses is more likely to be complete in time. Draws depend on
+// seed, group, index and position alone, so that under the same weights the second draw is the
+// first one, and nothing is favoured at all. In a group that names its version this is always so
+// (profile bitwise; in fast but for rounding), and what was admitted of it stays.
 #pragma once
 
 #include <compare>
@@ -33,6 +45,7 @@ struct Group {
   std::shared_ptr<const GroupAssignment> assignment;
   absl::Duration allowance;    // time a session has for it
   std::vector<bool> admitted;  // by sample index
+  std::vector<Sample> kept;    // of a free group: those admitted, in the order of arrival
   uint32_t missing = 0;        // samples not admitted
   int reassignments = 0;
   bool queued = true;
@@ -89,13 +102,18 @@ class GroupTable {
   void Hold(const GroupKey& key, SessionId session, absl::Time now);
   // Takes it back from `session`. The group is neither queued nor erased by that.
   void Release(const GroupKey& key, SessionId session);
-  // Queues a group that nobody holds once more, avoiding `rollout_id` until `avoid_until`.
+  // Queues a group that nobody holds once more, avoiding `rollout_id` until `avoid_until`. Of a
+  // free one every sample is missing again.
   void Requeue(const GroupKey& key, const std::string& rollout_id, absl::Time avoid_until);
 
   // Notes that `session`, which holds the group, delivered sample `index`, below the group's count.
   // It is admitted unless `refused` says why not, or its index was before.
   Receipt Deliver(const GroupKey& key, SessionId session, uint32_t index,
                   const std::string& refused);
+  // Keeps a sample of a free group, which was admitted.
+  void Keep(const GroupKey& key, Sample sample);
+  // The samples kept of a group, which then keeps none. REQUIRES: none is missing.
+  std::vector<Sample> TakeComplete(const GroupKey& key);
 
  private:
   Group& At(const GroupKey& key);

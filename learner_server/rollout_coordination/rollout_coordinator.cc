@@ -67,6 +67,9 @@ void RolloutCoordinator::EndJob() {
     session.preparing = session.staged = session.committing = session.serving = std::nullopt;
     session.failures = 0;
   }
+  for (const auto& [key, group] : job_->groups.groups()) {
+    CountDropped(key, DropReason::kAbandoned, group.kept.size());
+  }
   job_.reset();
   pending_.clear();
   Schedule();
@@ -257,6 +260,7 @@ void RolloutCoordinator::GiveBack(const GroupKey& key, RolloutSession& session,
   job_->groups.Release(key, session.id);
   const Group& group = *job_->groups.Find(key);
   if (!group.holds.empty()) return;
+  CountDropped(key, DropReason::kAbandoned, group.kept.size());
   if (group.reassignments >= options_.max_reassignments) {
     Delivery news{
         group.assignment, session.rollout_id, std::nullopt,

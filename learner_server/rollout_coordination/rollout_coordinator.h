@@ -191,6 +191,9 @@ class RolloutCoordinator final : public RolloutPool {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Drop(const std::string& rollout_id, const GroupKey& key, DropReason reason,
             const std::string& detail) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Counts samples that the sink is not given.
+  void CountDropped(const GroupKey& key, DropReason reason, size_t samples)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   // rollout_scheduling.cc: the pass after everything that happens.
   void Schedule() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

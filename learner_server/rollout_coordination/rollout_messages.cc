@@ -373,6 +373,8 @@ bool RolloutCoordinator::OnSample(RolloutSession& session, Arrival arrival) {
       job_->groups.Deliver(key, session.id, index, WhyRefused(session, verdict));
   if (verdict.ok && receipt == GroupTable::Receipt::kDuplicate) {
     Drop(session.rollout_id, key, DropReason::kDuplicate, absl::StrCat("sample ", index));
+  } else if (verdict.ok && group->assignment->free) {
+    job_->groups.Keep(key, std::move(arrival.sample));
   } else if (verdict.ok) {
     pending_.push_back({group->assignment, session.rollout_id, std::move(arrival.sample), {}});
   }
@@ -393,6 +395,9 @@ bool RolloutCoordinator::SettleGroup(const GroupKey& key, RolloutSession& sessio
   const Group& group = *job_->groups.Find(key);
   const GroupHold& hold = group.holds.at(session.id);
   if (group.missing == 0) {
+    for (Sample& sample : job_->groups.TakeComplete(key)) {
+      pending_.push_back({group.assignment, session.rollout_id, std::move(sample), {}});
+    }
     const absl::Duration took = clock_.Now() - hold.since;
     absl::Duration& mean = job_->mean_group_time;
     mean = mean == absl::ZeroDuration() ? took : mean + (took - mean) * kMeanWeight;
@@ -414,11 +419,7 @@ bool RolloutCoordinator::SettleGroup(const GroupKey& key, RolloutSession& sessio
 
 void RolloutCoordinator::Drop(const std::string& rollout_id, const GroupKey& key, DropReason reason,
                               const std::string& detail) {
-  if (key.purpose == Purpose::kTrain) {
-    // Those that are admitted are counted by whoever takes them.
-    metrics_.samples.Increment();
-    metrics_.samples_dropped[Name(reason)].Increment();
-  }
+  CountDropped(key, reason, 1);
   absl::Time& logged = drop_logged_[static_cast<size_t>(reason)];
   const absl::Time now = clock_.Now();
   if (now - logged < kDropLogInterval) return;
@@ -429,6 +430,13 @@ void RolloutCoordinator::Drop(const std::string& rollout_id, const GroupKey& key
               {"purpose", key.purpose == Purpose::kTrain ? "train" : "eval"},
               {"group", key.ordinal},
               {"detail", detail}});
+}
+
+void RolloutCoordinator::CountDropped(const GroupKey& key, DropReason reason, size_t samples) {
+  if (key.purpose != Purpose::kTrain || samples == 0) return;
+  // Those that the sink is given are counted by whoever takes them.
+  metrics_.samples.Increment(static_cast<double>(samples));
+  metrics_.samples_dropped[Name(reason)].Increment(static_cast<double>(samples));
 }
 
 }  // namespace halfstep

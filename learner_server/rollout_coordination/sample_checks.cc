@@ -63,6 +63,8 @@ const char* Name(DropReason reason) {
       return "wrong_version";
     case DropReason::kCancelled:
       return "cancelled";
+    case DropReason::kAbandoned:
+      return "abandoned";
   }
   return "?";
 }

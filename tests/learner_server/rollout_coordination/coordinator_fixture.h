@@ -35,15 +35,21 @@ class CoordinatorFixture : public ::testing::Test {
   void BeginJob(Profile profile = Profile::kBitwise) {
     coordinator->BeginJob(TinyJob(profile), &sink);
   }
+  void BeginFreeJob() {
+    RolloutJob job = TinyJob();
+    job.free_versions = true;
+    coordinator->BeginJob(job, &sink);
+  }
   void Publish(uint64_t version) { coordinator->Publish(TinyWeights(version)); }
   // Training groups [first, last].
   void Assign(uint64_t first, uint64_t last, uint64_t version, uint32_t samples = 2) {
-    std::vector<GroupAssignment> groups;
-    for (uint64_t i = first; i <= last; ++i) {
-      groups.push_back(TinyGroup(Train(i), version, samples));
-      groups.back().deadline = clock.Now() + absl::Seconds(60);
-    }
-    coordinator->Assign(std::move(groups));
+    AssignAs(first, last, TinyGroup(Train(first), version, samples));
+  }
+  // The same, free: a version from `lowest` on may begin them.
+  void AssignFree(uint64_t first, uint64_t last, uint64_t lowest, uint32_t samples = 2) {
+    GroupAssignment like = TinyGroup(Train(first), lowest, samples);
+    like.free = true;
+    AssignAs(first, last, like);
   }
   // Every rollout answers until nobody has anything left to answer.
   void Settle() {
@@ -80,6 +86,17 @@ class CoordinatorFixture : public ::testing::Test {
   RecordingSink sink;
   std::unique_ptr<RolloutCoordinator> coordinator;
   std::deque<FakeRollout> rollouts;
+
+ private:
+  void AssignAs(uint64_t first, uint64_t last, GroupAssignment like) {
+    like.deadline = clock.Now() + absl::Seconds(60);
+    std::vector<GroupAssignment> groups;
+    for (uint64_t i = first; i <= last; ++i) {
+      like.key = Train(i);
+      groups.push_back(like);
+    }
+    coordinator->Assign(std::move(groups));
+  }
 };
 
 }  // namespace halfstep

@@ -22,9 +22,11 @@
 
 namespace halfstep {
 
+inline constexpr int64_t kVocabSize = 8;
+
 inline std::shared_ptr<const WeightSet> TinyWeights(uint64_t version, float value = 0.5f) {
   ModelConfig config;
-  config.vocab_size = 8;
+  config.vocab_size = kVocabSize;
   config.hidden_size = 4;
   config.intermediate_size = 4;
   config.layers = 1;
@@ -162,6 +164,13 @@ class FakeRollout {
     return sample;
   }
 
+  // A good sample whose first token tells the stream that it was generated for.
+  Sample Generate(const GroupAssignment& assignment, uint32_t index) const {
+    Sample sample = GoodSample(assignment, index);
+    sample.tokens[0] = static_cast<int32_t>(session % kVocabSize);
+    return sample;
+  }
+
   void SendSamples(std::vector<KeyedSample> samples) {
     v1::RolloutMessage message;
     message.mutable_samples()->set_job_epoch(epoch);
@@ -177,7 +186,7 @@ class FakeRollout {
     sent_[key].insert(index);
     const bool last = sent_[key].size() == assignment.samples;
     if (last) Forget(key);
-    SendSamples({{key, GoodSample(assignment, index)}});
+    SendSamples({{key, Generate(assignment, index)}});
     if (last) SendCredit();
   }
   // Delivers every sample of a group it holds.
@@ -185,7 +194,7 @@ class FakeRollout {
     const GroupAssignment assignment = groups.at(key);
     std::vector<KeyedSample> samples;
     for (uint32_t i = 0; i < assignment.samples; ++i) {
-      samples.push_back({key, GoodSample(assignment, i)});
+      samples.push_back({key, Generate(assignment, i)});
     }
     Forget(key);
     SendSamples(std::move(samples));
@@ -244,6 +253,7 @@ class RecordingSink final : public SampleSink {
                 Sample sample) override {
     ++samples[{assignment.key, sample.index}];
     ++by_rollout[rollout_id];
+    streams[assignment.key].insert(sample.tokens[0]);
   }
   void OnGroupLost(const GroupAssignment& assignment, const absl::Status& why) override {
     lost[assignment.key] = why;
@@ -251,6 +261,7 @@ class RecordingSink final : public SampleSink {
 
   std::map<std::pair<GroupKey, uint32_t>, int> samples;
   std::map<std::string, int> by_rollout;
+  std::map<GroupKey, std::set<int32_t>> streams;  // that the samples of a group are of
   std::map<GroupKey, absl::Status> lost;
 };
 
@@ -272,7 +283,7 @@ inline RolloutJob TinyJob(Profile profile = Profile::kBitwise) {
   RolloutJob job;
   job.epoch = 1;
   job.files = {{"config.json", "{}"}};
-  job.vocab_size = 8;
+  job.vocab_size = kVocabSize;
   job.profile = profile;
   job.max_sequence_tokens = 8;
   job.max_sequences = 16;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Groups that name no version: rollouts take up each new set beside their work.
+// Groups that name no version: rollouts take up each new set beside their work, and a group whose
+// rollout is lost is generated again as a whole.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -16,24 +17,10 @@ namespace {
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 class FreeVersionsTest : public CoordinatorFixture {
  protected:
-  void BeginFreeJob() {
-    RolloutJob job = TinyJob();
-    job.free_versions = true;
-    coordinator->BeginJob(job, &sink);
-  }
-  // Free training groups [first, last] that a version from `lowest` on may begin.
-  void AssignFree(uint64_t first, uint64_t last, uint64_t lowest) {
-    std::vector<GroupAssignment> groups;
-    for (uint64_t i = first; i <= last; ++i) {
-      groups.push_back(TinyGroup(Train(i), lowest));
-      groups.back().free = true;
-      groups.back().deadline = clock.Now() + absl::Seconds(60);
-    }
-    coordinator->Assign(std::move(groups));
-  }
   // What a rollout was told of weights, in order.
   static std::vector<std::string> OrdersOf(const FakeRollout& rollout) {
     std::vector<std::string> orders;
@@ -153,6 +140,67 @@ TEST_F(FreeVersionsTest, AnIdleRolloutGetsNoCopyOfAFreeGroup) {
   Settle();
   Pass(absl::Seconds(20));
   EXPECT_EQ(rollouts[1].assigned, 0);
+}
+
+// ---- one draw of one rollout
+
+TEST_F(FreeVersionsTest, AGroupWhoseRolloutDiesIsGeneratedAgainAsAWhole) {
+  FakeRollout& first = Add("a");
+  BeginFreeJob();
+  Publish(0);
+  Settle();
+  AssignFree(0, 1, 0, /*samples=*/4);
+  Settle();
+  first.Finish(Train(0));
+  for (const uint32_t index : {2, 0, 3}) first.SendSample(Train(1), index);
+  ExpectAllOnce(1, 4);
+  first.Close();
+  FakeRollout& second = Add("b");
+  Settle();
+  ASSERT_TRUE(second.groups.contains(Train(1)));
+  second.SendSample(Train(1), 0);
+  ExpectAllOnce(1, 4);
+  for (const uint32_t index : {1, 2, 3}) second.SendSample(Train(1), index);
+  ExpectAllOnce(2, 4);
+  EXPECT_EQ(sink.by_rollout["a"], 4);
+  EXPECT_EQ(sink.by_rollout["b"], 4);
+  EXPECT_EQ(sink.streams.at(Train(1)).size(), 1u);
+  EXPECT_EQ(coordinator->Status().groups_reassigned, 1);
+  // Each is counted once, here or by whoever trains on it.
+  EXPECT_EQ(Dropped("abandoned"), 3);
+  EXPECT_EQ(Dropped("duplicate"), 0);
+  EXPECT_EQ(metrics.samples.Value(), 3);
+}
+
+TEST_F(FreeVersionsTest, AGroupWithARefusedSampleIsGeneratedAgainAsAWhole) {
+  FakeRollout& rollout = Add("a");
+  BeginFreeJob();
+  Publish(0);
+  Settle();
+  AssignFree(0, 0, 0);
+  Settle();
+  const GroupAssignment assignment = rollout.groups.at(Train(0));
+  Sample cancelled = FakeRollout::GoodSample(assignment, 1);
+  cancelled.finish_reason = FinishReason::kCancelled;
+  rollout.SendSamples({{Train(0), FakeRollout::GoodSample(assignment, 0)}, {Train(0), cancelled}});
+  EXPECT_THAT(sink.samples, IsEmpty());
+  EXPECT_EQ(Dropped("abandoned"), 1);
+  Settle();
+  rollout.Finish(Train(0));
+  ExpectAllOnce(1);
+}
+
+TEST_F(FreeVersionsTest, WhatIsKeptOfAGroupWhenTheJobEndsIsCounted) {
+  FakeRollout& rollout = Add("a");
+  BeginFreeJob();
+  Publish(0);
+  Settle();
+  AssignFree(0, 0, 0);
+  Settle();
+  rollout.SendSample(Train(0), 1);
+  coordinator->EndJob();
+  EXPECT_THAT(sink.samples, IsEmpty());
+  EXPECT_EQ(Dropped("abandoned"), 1);
 }
 
 // ---- versions that cannot be

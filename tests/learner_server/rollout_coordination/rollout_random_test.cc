@@ -33,61 +33,80 @@ class RolloutRandomTest : public CoordinatorFixture, public ::testing::WithParam
     }
   }
 
+  // Six batches of eight groups with two samples each, over rollouts that act at random.
+  void Play(bool free) {
+    CoordinatorOptions options;
+    options.max_reassignments = 1000;
+    NewCoordinator(options);
+    const int rollout_count = 1 + Draw(4);
+    for (int i = 0; i < rollout_count; ++i) Add(absl::StrCat("r", i), 1 + Draw(6));
+    if (free) {
+      BeginFreeJob();
+    } else {
+      BeginJob(Draw(2) == 0 ? Profile::kBitwise : Profile::kFast);
+    }
+
+    constexpr uint64_t kBatch = 8;
+    constexpr uint64_t kBatches = 6;
+    const uint64_t lag = static_cast<uint64_t>(Draw(3));
+    uint64_t batches_assigned = 0;
+    uint64_t version = 0;
+    uint32_t complete = 0;  // samples without a gap before them
+    Publish(0);
+    for (int turn = 0; turn < 400000; ++turn) {
+      // The trainer: a batch is assigned once the version of the one `lag` + 1 before it is out.
+      while (sink.samples.contains({Train(complete / 2), complete % 2})) ++complete;
+      if (version < complete / (2 * kBatch) && version + 1 < kBatches) {
+        Publish(++version);
+        if (version > lag + 1) coordinator->ReleaseWeightsBelow(version - lag - 1);
+      }
+      if (batches_assigned < kBatches && batches_assigned <= version + lag) {
+        const uint64_t needs = batches_assigned > lag ? batches_assigned - lag : 0;
+        const uint64_t first = batches_assigned * kBatch, last = first + kBatch - 1;
+        if (free) {
+          AssignFree(first, last, needs);
+        } else {
+          Assign(first, last, needs);
+        }
+        ++batches_assigned;
+      }
+      if (sink.samples.size() == 2 * kBatch * kBatches) break;
+      FakeRollout& rollout = rollouts[static_cast<size_t>(Draw(rollout_count))];
+      if (!dead.contains(&rollout)) {
+        Act(rollout);
+      } else if (Draw(10) == 0) {
+        dead.erase(&rollout);
+        rollout.Restart();
+      }
+      if (Draw(10) == 0) {
+        clock.Advance(absl::Milliseconds(Draw(1500)));
+        coordinator->Tick();
+        // One closed by the learner attaches again.
+        for (FakeRollout& other : rollouts) {
+          if (!dead.contains(&other) && other.outbox->closed) other.Attach();
+        }
+      }
+    }
+    EXPECT_TRUE(sink.lost.empty());
+    ExpectAllOnce(kBatch * kBatches);
+    for (const FakeRollout& rollout : rollouts) {
+      EXPECT_FALSE(rollout.wrong_version);
+      EXPECT_TRUE(free || !rollout.committed_while_busy);
+    }
+    EXPECT_THAT(coordinator->Status().waiting_for, ::testing::Not(::testing::HasSubstr("groups")));
+  }
+
   std::mt19937 random{static_cast<unsigned>(GetParam())};
   std::set<FakeRollout*> dead;
 };
 
-TEST_P(RolloutRandomTest, DeliversEverySampleExactlyOnce) {
-  CoordinatorOptions options;
-  options.max_reassignments = 1000;
-  NewCoordinator(options);
-  const int rollout_count = 1 + Draw(4);
-  for (int i = 0; i < rollout_count; ++i) Add(absl::StrCat("r", i), 1 + Draw(6));
-  BeginJob(Draw(2) == 0 ? Profile::kBitwise : Profile::kFast);
+TEST_P(RolloutRandomTest, DeliversEverySampleExactlyOnce) { Play(/*free=*/false); }
 
-  constexpr uint64_t kBatch = 8;
-  constexpr uint64_t kBatches = 6;
-  const uint64_t lag = static_cast<uint64_t>(Draw(3));
-  uint64_t batches_assigned = 0;
-  uint64_t version = 0;
-  uint32_t complete = 0;  // samples without a gap before them
-  Publish(0);
-  for (int turn = 0; turn < 400000; ++turn) {
-    // The trainer: a batch is assigned once the version of the one `lag` + 1 before it is out.
-    while (sink.samples.contains({Train(complete / 2), complete % 2})) ++complete;
-    if (version < complete / (2 * kBatch) && version + 1 < kBatches) {
-      Publish(++version);
-      if (version > lag + 1) coordinator->ReleaseWeightsBelow(version - lag - 1);
-    }
-    if (batches_assigned < kBatches && batches_assigned <= version + lag) {
-      const uint64_t needs = batches_assigned > lag ? batches_assigned - lag : 0;
-      Assign(batches_assigned * kBatch, batches_assigned * kBatch + kBatch - 1, needs);
-      ++batches_assigned;
-    }
-    if (sink.samples.size() == 2 * kBatch * kBatches) break;
-    FakeRollout& rollout = rollouts[static_cast<size_t>(Draw(rollout_count))];
-    if (!dead.contains(&rollout)) {
-      Act(rollout);
-    } else if (Draw(10) == 0) {
-      dead.erase(&rollout);
-      rollout.Restart();
-    }
-    if (Draw(10) == 0) {
-      clock.Advance(absl::Milliseconds(Draw(1500)));
-      coordinator->Tick();
-      // One closed by the learner attaches again.
-      for (FakeRollout& other : rollouts) {
-        if (!dead.contains(&other) && other.outbox->closed) other.Attach();
-      }
-    }
+TEST_P(RolloutRandomTest, DeliversEveryFreeGroupOnceAndOfOneStream) {
+  Play(/*free=*/true);
+  for (const auto& [key, streams] : sink.streams) {
+    EXPECT_EQ(streams.size(), 1u) << "group " << key.ordinal;
   }
-  EXPECT_TRUE(sink.lost.empty());
-  ExpectAllOnce(kBatch * kBatches);
-  for (const FakeRollout& rollout : rollouts) {
-    EXPECT_FALSE(rollout.wrong_version);
-    EXPECT_FALSE(rollout.committed_while_busy);
-  }
-  EXPECT_THAT(coordinator->Status().waiting_for, ::testing::Not(::testing::HasSubstr("groups")));
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, RolloutRandomTest, ::testing::Range(0, 300));
