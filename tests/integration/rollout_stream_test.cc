@@ -7,7 +7,9 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/synchronization/mutex.h"
@@ -22,6 +24,7 @@
 #include "rollout_server/rollout_server.h"
 #include "tests/rollout_server/fake_learner.h"
 #include "tests/rollout_server/tiny_model.h"
+#include "tests/testing/paced_rollout.h"
 
 namespace halfstep {
 namespace {
@@ -80,10 +83,12 @@ class LearnerSide {
     server_->Stop(absl::Seconds(5));
   }
 
+  std::string address() const { return server_->address(); }
+
   std::unique_ptr<RolloutServer> StartRollout(const std::string& id) const {
     RolloutServerOptions options;
     options.id = id;
-    options.learner.target = server_->address();
+    options.learner.target = address();
     options.threads = 1;
     auto rollout = RolloutServer::Start(std::move(options));
     EXPECT_TRUE(rollout.ok()) << rollout.status();
@@ -264,27 +269,38 @@ TEST(RolloutStreamTest, TwoVersionsInFlight) {
   ExpectSame(WithOneRollout(), got);
 }
 
+// Every engine stands still in the middle of responses until it has the next weights.
 TEST(RolloutStreamTest, FreeGroupsGoOnUnderNewWeightsAndEachTokenIsOneOfItsVersion) {
+  constexpr int64_t kSteps = 10;  // with each version: fewer than a response has tokens
   LearnerSide learner;
-  const auto a = learner.StartRollout("a");
-  const auto b = learner.StartRollout("b");
+  PacedRollout a({.id = "a", .learner = learner.address(), .steps = kSteps});
+  PacedRollout b({.id = "b", .learner = learner.address(), .steps = kSteps});
+  a.AwaitAttached();
+  b.AwaitAttached();
   learner.BeginJob(1, /*free_versions=*/true);
   learner.Publish(0);
   learner.AwaitServing(2);
-  learner.Assign(0, 160, 0, /*free=*/true);
+  learner.Assign(0, 40, 0, /*free=*/true);
   for (uint64_t version = 1; version <= 3; ++version) {
-    learner.WaitFor(20 * version);
+    for (PacedRollout* rollout : {&a, &b}) rollout->AwaitStill();
     learner.Publish(version);
     learner.coordinator.ReleaseWeightsBelow(version - 1);
+    for (PacedRollout* rollout : {&a, &b}) {
+      rollout->AwaitWeights(version);
+      rollout->AllowSteps(kSteps);
+    }
   }
-  const std::map<SampleKey, Sample> got = learner.WaitFor(160);
+  for (PacedRollout* rollout : {&a, &b}) rollout->AllowAllSteps();
+  const std::map<SampleKey, Sample> got = learner.WaitFor(40);
   std::vector<std::shared_ptr<const ModelWeights>> weights;
   for (uint64_t version = 0; version <= 3; ++version) {
     weights.push_back(TinyWeights(LearnerSide::Seed(version)));
   }
-  int spanning = 0;
+  std::set<std::pair<uint64_t, uint64_t>> swaps;  // in the middle of a response
   for (const auto& [key, sample] : got) {
-    spanning += sample.versions.size() > 1;
+    for (size_t i = 1; i < sample.versions.size(); ++i) {
+      swaps.emplace(sample.versions[i - 1].version, sample.versions[i].version);
+    }
     size_t begin = 0;
     for (const VersionRun& run : sample.versions) {
       const std::vector<float> expected =
@@ -297,7 +313,7 @@ TEST(RolloutStreamTest, FreeGroupsGoOnUnderNewWeightsAndEachTokenIsOneOfItsVersi
     }
     ASSERT_EQ(begin, sample.tokens.size());
   }
-  EXPECT_GT(spanning, 0);
+  EXPECT_EQ(swaps, (std::set<std::pair<uint64_t, uint64_t>>{{0, 1}, {1, 2}, {2, 3}}));
   EXPECT_EQ(learner.coordinator.Status().groups_reassigned, 0);
 }
 
