@@ -193,11 +193,17 @@ absl::Status TrainStep::RunMicroBatch(std::span<const TrainSequence> sequences,
     dlog_probs[row] *= state_->scaler.scale();
   }
   if (pass == Pass::kForward) return absl::OkStatus();
-  gradient_range_.AddLogits({dlog_probs, static_cast<size_t>(rows)}, options_.temperature);
   EntropyTerm entropy_term;
   if (options_.algorithm.regularizers.entropy_coefficient > 0) {
     entropy_term = {.weights = scores.entropy_weights, .entropy = scores.entropy};
   }
+  gradient_range_.AddLogits(ctx_, {.hidden = scores.hidden,
+                                   .head = weights.head(),
+                                   .targets = View(micro.batch.targets),
+                                   .temperature = options_.temperature,
+                                   .lse = scores.lse,
+                                   .dlog_probs = scores.dlog_probs,
+                                   .entropy = entropy_term});
   LmHeadLogProbBackward(ctx_, scores.dlog_probs, scores.hidden, weights.head(),
                         View(micro.batch.targets), options_.temperature, scores.lse, scores.dhidden,
                         gradients_.head(), entropy_term);

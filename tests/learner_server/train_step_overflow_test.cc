@@ -11,6 +11,9 @@
 #include <utility>
 
 #include "common/base/error_reason.h"
+#include "kernels/ops/linear.h"
+#include "kernels/ops/log_prob.h"
+#include "learner_server/training/gradient_range.h"
 #include "tests/learner_server/train_step_fixture.h"
 
 namespace halfstep {
@@ -63,6 +66,82 @@ TEST_F(TrainStepTest, NamesTheTensorInWhichAnOverflowBegan) {
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_TRUE(report->skipped);
   EXPECT_EQ(report->overflow, "layer 0, activation");
+}
+
+// An entropy bonus alone: no sequence has an advantage, so no log-prob has a gradient.
+TEST_F(TrainStepTest, AnOverflowOfTheEntropyBonusBeginsAtTheLogits) {
+  options_.algorithm = *FindAlgorithmPreset("reinforce");
+  options_.algorithm.regularizers.entropy_coefficient = 1;
+  for (TrainSequence& sequence : sequences_) {
+    sequence.advantage = 0;
+    sequence.behaviour.assign(sequence.response_tokens(), -3.5f);
+  }
+  const auto state = MakeState(DType::kFloat16, StaticScale(0x1p40f));
+  TrainStep step(ctx_, options_, state.get());
+  const auto report = step.Run(sequences_, nullptr);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_TRUE(report->skipped);
+  EXPECT_EQ(report->overflow, "logits");
+}
+
+// With the identity as the head, dL/dhidden is dL/dlogits.
+TEST_F(TrainStepTest, TheRangeOfTheLogitsIsThatOfWhatTheBackwardStores) {
+  constexpr int64_t kVocab = 24, kRows = 70;
+  std::vector<Float16> head(kVocab * kVocab), hidden(kRows * kVocab), dhidden(hidden.size());
+  for (int64_t i = 0; i < kVocab; ++i) head[i * kVocab + i] = ToFloat16(1);
+  std::vector<int32_t> targets;
+  for (int64_t r = 0; r < kRows; ++r) {
+    targets.push_back(static_cast<int32_t>(r * 5 % kVocab));
+    for (int64_t j = 0; j < kVocab; ++j) {
+      hidden[r * kVocab + j] = ToFloat16(static_cast<float>((r * 7 + j * j * 3) % 23) / 3);
+    }
+  }
+  const ConstTensor weight(head.data(), DType::kFloat16, {kVocab, kVocab});
+  const auto packed_bytes =
+      static_cast<int64_t>(PackedLinearBytes(kCpuDevice, DType::kFloat16, kVocab, kVocab));
+  OwnedTensor packed("packed", DType::kUInt8, {packed_bytes});
+  PackLinear(ctx_, weight, packed);
+  const auto per_row = [](std::vector<float>& values) {
+    return Tensor(values.data(), DType::kFloat32, {kRows});
+  };
+  std::vector<float> log_probs(kRows), entropy(kRows), lse(kRows), dlog_probs(kRows),
+      weights(kRows);
+  LogitGradient gradient{.hidden = {hidden.data(), DType::kFloat16, {kRows, kVocab}},
+                         .head = {.weight = weight, .packed = packed.view(), .bias = {}},
+                         .targets = {targets.data(), DType::kInt32, {kRows}},
+                         .temperature = 0.8f,
+                         .lse = per_row(lse),
+                         .dlog_probs = per_row(dlog_probs),
+                         .entropy = {per_row(weights), per_row(entropy)}};
+  LmHeadLogProb(ctx_, gradient.hidden, gradient.head, gradient.targets, gradient.temperature,
+                per_row(log_probs), per_row(entropy), per_row(lse));
+  OwnedTensor dhead("dhead", DType::kFloat32, {kVocab, kVocab});
+  int overflows = 0;
+  for (const float scale : {1.0f, 1e3f, 3e4f, 6e4f, 1e5f, 2e5f}) {
+    for (int64_t r = 0; r < kRows; ++r) {
+      dlog_probs[r] = scale * static_cast<float>(r % 3 - 1) / 4;
+      weights[r] = scale * static_cast<float>(r % 4);
+    }
+    LmHeadLogProbBackward(ctx_, gradient.dlog_probs, gradient.hidden, gradient.head,
+                          gradient.targets, gradient.temperature, gradient.lse,
+                          Tensor(dhidden.data(), DType::kFloat16, {kRows, kVocab}), dhead,
+                          gradient.entropy);
+    double largest = 0;
+    bool finite = true;
+    for (const Float16 value : dhidden) {
+      const double magnitude = std::abs(static_cast<double>(ToFloat(value)));
+      finite = finite && std::isfinite(magnitude);
+      largest = std::max(largest, magnitude);
+    }
+    GradientRange range(DType::kFloat16, 2);
+    range.Watch();
+    range.AddLogits(ctx_, gradient);
+    EXPECT_EQ(range.first_non_finite(), finite ? "" : "logits") << scale;
+    if (finite) EXPECT_NEAR(range.largest(), largest, 1e-3 * largest) << scale;
+    overflows += !finite;
+  }
+  EXPECT_GT(overflows, 0);
+  EXPECT_LT(overflows, 5);
 }
 
 TEST_F(TrainStepTest, CalibrationFindsTheLargestScaleThatFits) {
