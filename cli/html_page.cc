@@ -3,19 +3,24 @@
 
 #include "absl/strings/str_cat.h"
 #include "cli/report/html_text.h"
+#include "cli/report/svg_plot.h"
 
 namespace halfstep {
 namespace {
 
 constexpr char kStyle[] =
-    "body{font-family:sans-serif;max-width:1400px;margin:2em auto;padding:0 1em;color:#222;"
-    "background:#fff;line-height:1.45}"
+    ":root{color-scheme:light dark;--paper:#fff}"
+    "@media (prefers-color-scheme:dark){:root{--paper:#15181b}}\n"
+    "body{font-family:system-ui,sans-serif;max-width:1400px;margin:2em auto;padding:0 1em;"
+    "color:var(--ink);background:var(--paper);line-height:1.45}"
     "table{border-collapse:collapse;font-size:13px;margin:1em 0}"
-    "th,td{padding:3px 10px;border-bottom:1px solid #ddd;text-align:right;"
+    "th,td{padding:3px 10px;border-bottom:1px solid var(--faint);text-align:right;"
     "font-variant-numeric:tabular-nums}"
     "th:first-child,td:first-child{text-align:left}"
-    ".figures{display:flex;flex-wrap:wrap;gap:8px}"
-    "p{max-width:80ch}";
+    ".figure{max-width:900px}"
+    ".figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,380px),1fr));"
+    "gap:18px}"
+    "p{max-width:80ch}\n";
 
 }  // namespace
 
@@ -42,6 +47,10 @@ void HtmlPage::AddTable(const std::vector<std::vector<std::string>>& rows) {
   absl::StrAppend(&body_, "</table>\n");
 }
 
+void HtmlPage::AddFigure(const std::string& svg) {
+  absl::StrAppend(&body_, "<div class=\"figure\">\n", svg, "</div>\n");
+}
+
 void HtmlPage::AddFigures(const std::vector<std::string>& svgs) {
   absl::StrAppend(&body_, "<div class=\"figures\">\n");
   for (const std::string& svg : svgs) absl::StrAppend(&body_, svg);
@@ -52,8 +61,8 @@ std::string HtmlPage::ToHtml() const {
   return absl::StrCat(
       "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
       "<meta name=\"viewport\" content=\"width=device-width\"><title>",
-      title_, "</title><style>", kStyle, "</style></head><body>\n<h1>", title_, "</h1>\n", body_,
-      "</body></html>\n");
+      title_, "</title>\n<style>\n", ChartColours(), kStyle, ChartStyle(),
+      "</style></head><body>\n<h1>", title_, "</h1>\n", body_, "</body></html>\n");
 }
 
 }  // namespace halfstep

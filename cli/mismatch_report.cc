@@ -12,7 +12,7 @@
 #include "absl/strings/str_format.h"
 #include "cli/console.h"
 #include "cli/html_page.h"
-#include "cli/svg_chart.h"
+#include "cli/report/svg_plot.h"
 #include "common/base/build_info.h"
 
 namespace halfstep {
@@ -212,14 +212,19 @@ void AddCurves(const MismatchResult& result, Json* out) {
 
 // ---- charts
 
+// In the units of a chart's view box.
+constexpr double kLeft = 72;  // ticks and a label
+constexpr double kWideChart = 860;
+
 std::string DensityChart(const MismatchResult& result) {
-  const double low = std::pow(10.0, kDensityDecades);
-  SvgChart chart({.title = CellName(result.cell),
-                  .width = 420,
-                  .height = 340,
-                  .x = {.label = "rollout's probability mu", .low = low, .high = 1, .log = true},
-                  .y = {.label = "learner's probability pi", .low = low, .high = 1, .log = true}});
-  chart.AddDashedLine({{low, low}, {1, 1}}, ChartColor(1));
+  const Axis axis = MakeAxis(AxisScale::kLog10, std::pow(10.0, kDensityDecades), 1, 6);
+  SvgPlot plot({.title = CellName(result.cell),
+                .x = {.axis = axis, .label = "rollout's probability mu"},
+                .y = {.axis = axis, .label = "learner's probability pi"},
+                .height = 310,
+                .left = kLeft,
+                .grid = true});
+  plot.AddLine({{axis.ticks.front(), axis.ticks.front()}, {1, 1}}, 1, LineStyle::kDashed);
   int64_t most = 1;
   for (const DensityBin& bin : result.density) most = std::max(most, bin.tokens);
   const auto edge = [](int32_t bin) {
@@ -229,10 +234,23 @@ std::string DensityChart(const MismatchResult& result) {
     // Counts span decades too. The least is still seen.
     const double shade =
         std::log1p(static_cast<double>(bin.tokens)) / std::log1p(static_cast<double>(most));
-    chart.AddRectangle({edge(bin.mu), edge(bin.pi)}, {edge(bin.mu + 1), edge(bin.pi + 1)},
-                       ChartColor(0), 0.3 + 0.7 * shade);
+    plot.AddRectangle({edge(bin.mu), edge(bin.pi)}, {edge(bin.mu + 1), edge(bin.pi + 1)}, 0,
+                      0.3 + 0.7 * shade);
   }
-  return chart.ToSvg();
+  return plot.ToSvg();
+}
+
+// The cells below each other, the first on top.
+PlotAxis CellAxis(const MismatchReport& report) {
+  const auto cells = static_cast<double>(report.results.size());
+  PlotAxis axis{.axis = {AxisScale::kLinear, {0}}, .tick_names = {""}};
+  for (auto result = report.results.rbegin(); result != report.results.rend(); ++result) {
+    axis.axis.ticks.push_back(static_cast<double>(axis.tick_names.size()) - 0.5);
+    axis.tick_names.push_back(CellName(result->cell));
+  }
+  axis.axis.ticks.push_back(cells);
+  axis.tick_names.push_back("");
+  return axis;
 }
 
 // Nothing where every |d| of every cell is 0, which has no place on a logarithmic axis. Where some
@@ -249,59 +267,58 @@ std::optional<std::string> QuantileChart(const MismatchReport& report) {
     }
   }
   if (high == 0) return std::nullopt;
-  const auto cells = static_cast<int>(report.results.size());
-  ChartOptions options;
-  options.title = zeros ? "|d| of tokens; dots on the left edge are 0" : "|d| of tokens";
-  options.width = 860;
-  options.height = 110 + 34 * cells;
-  options.x = {.label = "|d|, nats",
-               .low = std::pow(10.0, std::floor(std::log10(low)) - (zeros ? 1 : 0)),
-               .high = std::pow(10.0, std::floor(std::log10(high)) + 1),
-               .log = true};
-  options.y.low = 0;
-  options.y.high = cells;
-  for (int i = 0; i < cells; ++i) {
-    options.y.ticks.emplace_back(cells - i - 0.5, CellName(report.results[i].cell));
+  const size_t cells = report.results.size();
+  PlotOptions options{
+      .title = zeros ? "|d| of tokens; dots on the left edge are 0" : "|d| of tokens",
+      .x = {.axis = MakeAxis(AxisScale::kLog10, zeros ? low / 10 : low, high, 10),
+            .label = "|d|, nats"},
+      .y = CellAxis(report),
+      .width = kWideChart,
+      .height = 30 + 34 * static_cast<double>(cells),
+      .left = 1.5 * kLeft,
+      .grid = true};
+  for (size_t q = 0; q < std::size(kQuantileShares); ++q) {
+    const double share = kQuantileShares[q];
+    options.keys.push_back(
+        {.name = share == 1 ? "largest"
+                            : absl::StrFormat("%g %% of tokens are at most here", 100 * share),
+         .colour = q,
+         .mark = KeyMark::kDot});
   }
-  SvgChart chart(std::move(options));
-  for (int i = 0; i < cells; ++i) {
+  SvgPlot plot(std::move(options));
+  for (size_t i = 0; i < cells; ++i) {
     const MismatchResult& result = report.results[i];
-    const double y = cells - i - 0.5;
-    chart.AddLine({{result.quantiles.front(), y}, {result.quantiles.back(), y}}, "#999");
+    const double y = static_cast<double>(cells - i) - 0.5;
+    plot.AddLine({{result.quantiles.front(), y}, {result.quantiles.back(), y}}, kChartColours - 1);
     for (size_t q = 0; q < result.quantiles.size(); ++q) {
-      chart.AddDot({result.quantiles[q], y}, ChartColor(q),
-                   absl::StrFormat("%s: %g %% of |d| are at most %.4g", CellName(result.cell),
-                                   100 * kQuantileShares[q], result.quantiles[q]));
+      plot.AddDot({result.quantiles[q], y}, q,
+                  absl::StrFormat("%s: %g %% of |d| are at most %.4g", CellName(result.cell),
+                                  100 * kQuantileShares[q], result.quantiles[q]));
     }
   }
-  for (size_t q = 0; q < std::size(kQuantileShares); ++q) {
-    chart.AddLegend(ChartColor(q), kQuantileShares[q] == 1
-                                       ? "largest"
-                                       : absl::StrFormat("%g %% of tokens are at most here",
-                                                         100 * kQuantileShares[q]));
-  }
-  return chart.ToSvg();
+  return plot.ToSvg();
 }
 
 // `bound`: of the y axis, the same for every cell, so that they can be compared.
 std::string DriftChart(const MismatchResult& result, double bound) {
-  ChartOptions options;
-  options.title = CellName(result.cell);
-  options.height = 280;
-  options.x.label = "tokens of the response";
-  options.x.high = result.drift.empty() ? 1 : static_cast<double>(result.drift.back().tokens);
-  options.y = {.label = "sum of d, nats", .low = -bound, .high = bound};
-  SvgChart chart(std::move(options));
-  std::vector<ChartBandPoint> band = {{0, 0, 0}};
-  std::vector<ChartPoint> median = {{0, 0}};
+  const double longest = result.drift.empty() ? 1 : static_cast<double>(result.drift.back().tokens);
+  SvgPlot plot(
+      {.title = CellName(result.cell),
+       .x = {.axis = MakeAxis(AxisScale::kLinear, 0, longest, 6),
+             .label = "tokens of the response"},
+       .y = {.axis = MakeAxis(AxisScale::kLinear, -bound, bound, 6), .label = "sum of d, nats"},
+       .left = kLeft,
+       .grid = true});
+  std::vector<PlotPoint> low = {{0, 0}}, median = low, high = low;
   for (const DriftPoint& point : result.drift) {
     const auto x = static_cast<double>(point.tokens);
-    band.push_back({x, point.low, point.high});
+    low.push_back({x, point.low});
     median.push_back({x, point.median});
+    high.push_back({x, point.high});
   }
-  chart.AddBand(band, ChartColor(0));
-  chart.AddLine(median, ChartColor(0));
-  return chart.ToSvg();
+  plot.AddArea(high, low, 0, AreaFill::kBand);
+  plot.AddLine(median, 0);
+  return plot.ToSvg();
 }
 
 double DriftBound(const MismatchReport& report) {
@@ -311,7 +328,7 @@ double DriftBound(const MismatchReport& report) {
       bound = std::max({bound, std::abs(point.low), std::abs(point.high)});
     }
   }
-  return bound == 0 ? 1 : 1.05 * bound;
+  return bound == 0 ? 1 : bound;
 }
 
 }  // namespace
@@ -374,7 +391,7 @@ std::string MismatchPage(const MismatchReport& report) {
 
   page.AddHeading("Size of the difference");
   if (const auto chart = QuantileChart(report)) {
-    page.AddFigures({*chart});
+    page.AddFigure(*chart);
   } else {
     page.AddParagraph("Every token's d is exactly 0.");
   }

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Charts as SVG elements for an HTML page, with legend and ticks. They scale with their container;
-// colours and fonts come from classes that ChartStyle defines, so that a page has a dark and a
-// light look. Pure functions.
+// Charts of curves over steps, drawn with SvgPlot. Pure functions.
 #pragma once
 
 #include <cstddef>
@@ -9,23 +7,9 @@
 #include <vector>
 
 #include "cli/report/curve.h"
+#include "cli/report/svg_plot.h"
 
 namespace halfstep {
-
-// Colours repeat after these.
-inline constexpr size_t kChartColours = 8;
-
-// CSS for every chart of a page: the variables --ink, --faint and --c0 to --c7 are the page's, such
-// as those of ChartColours.
-std::string ChartStyle();
-
-// CSS that defines these variables, for a light and a dark background.
-std::string ChartColours();
-
-// A chart as a file of its own: with its namespace, colours and style.
-std::string StandaloneSvg(const std::string& chart);
-
-enum class LineStyle { kSolid, kDashed, kDotted };
 
 struct Curve {
   std::string name;  // for the legend

@@ -29,8 +29,9 @@ namespace metric {
 
 inline constexpr const char* kFinishReasons[] = {"stop", "length", "cancelled"};
 // The phases of a step of metrics.jsonl, and what comes between steps.
-inline constexpr const char* kPhases[] = {"wait",    "score",      "forward_backward", "optimizer",
-                                          "publish", "checkpoint", "evaluate"};
+inline constexpr const char* kPhases[] = {
+    "wait",      "score",   "reference",  "rescore", "forward_backward",
+    "optimizer", "publish", "checkpoint", "evaluate"};
 inline constexpr const char* kTokenKinds[] = {"generated", "trained"};
 inline constexpr const char* kDropReasons[] = {"malformed",
                                                "stale_job",

@@ -4,12 +4,35 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/ops/linear.h"
+#include "kernels/workspace.h"
 #include "learner_server/training/range_check.h"
 
 namespace halfstep {
 namespace {
 
 constexpr double kHeadroom = 4;
+constexpr int64_t kLogitRows = 64;  // at a time; the backward has as many or more
+
+// Of dL/dlogits of one row that has an entropy term; not finite where an element is not.
+double LargestOfRow(const LogitGradient& gradient, int64_t row, ConstTensor logits) {
+  const double temperature = gradient.temperature;
+  const double dlog_prob = gradient.dlog_probs.as<float>()[row];
+  const double weight = gradient.entropy.weights.as<float>()[row];
+  const double entropy = gradient.entropy.entropy.as<float>()[row];
+  const double lse = gradient.lse.as<float>()[row];
+  const int32_t target = gradient.targets.as<int32_t>()[row];
+  double largest = 0;
+  for (int64_t j = 0; j < logits.elements(); ++j) {
+    const double log_p = logits.as<float>()[j] / temperature - lse;
+    const double p = std::exp(log_p);
+    const double element =
+        (dlog_prob * ((j == target ? 1 : 0) - p) + weight * p * (log_p + entropy)) / temperature;
+    if (!std::isfinite(element)) return element;
+    largest = std::max(largest, std::abs(element));
+  }
+  return largest;
+}
 
 }  // namespace
 
@@ -23,15 +46,33 @@ void GradientRange::Watch() {
   first_non_finite_.clear();
 }
 
-void GradientRange::AddLogits(std::span<const float> dlog_probs, float temperature) {
+void GradientRange::AddLogits(const ExecContext& ctx, const LogitGradient& gradient) {
   if (!watching_) return;
-  for (const float dlog_prob : dlog_probs) {
-    const double bound = std::abs(static_cast<double>(dlog_prob)) / temperature;
-    const bool fp16 = logits_ == DType::kFloat16;
-    const bool held = std::isfinite(bound) && (!fp16 || bound <= kFloat16Max);
-    if (held && fp16) largest_ = std::max(largest_, bound);
-    if (!held && first_non_finite_.empty()) first_non_finite_ = "logits";
+  const int64_t rows = gradient.dlog_probs.elements();
+  const float* const dlog_probs = gradient.dlog_probs.as<float>();
+  if (gradient.entropy.weights.empty()) {
+    for (int64_t row = 0; row < rows; ++row) {
+      AddLogitRow(std::abs(static_cast<double>(dlog_probs[row])) / gradient.temperature);
+    }
+    return;
   }
+  Workspace::Scope scope(ctx.workspace);
+  const Tensor logits =
+      scope.Take(DType::kFloat32, {std::min(rows, kLogitRows), gradient.head.weight.dim(0)});
+  for (int64_t begin = 0; begin < rows; begin += kLogitRows) {
+    const int64_t count = std::min(kLogitRows, rows - begin);
+    Linear(ctx, gradient.hidden.Rows(begin, count), gradient.head, logits.Rows(0, count));
+    for (int64_t i = 0; i < count; ++i) {
+      AddLogitRow(LargestOfRow(gradient, begin + i, logits.Rows(i, 1)));
+    }
+  }
+}
+
+void GradientRange::AddLogitRow(double largest) {
+  const bool fp16 = logits_ == DType::kFloat16;
+  const bool held = std::isfinite(largest) && (!fp16 || largest <= kFloat16Max);
+  if (held && fp16) largest_ = std::max(largest_, largest);
+  if (!held && first_non_finite_.empty()) first_non_finite_ = "logits";
 }
 
 void GradientRange::Observe(StoredPass pass, StoredKind kind, int64_t layer, ConstTensor values) {

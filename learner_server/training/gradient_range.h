@@ -3,17 +3,29 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 #include <string>
 
 #include "common/model/tensor_observer.h"
 #include "kernels/dtype.h"
+#include "kernels/exec_context.h"
+#include "kernels/ops/log_prob.h"
 
 namespace halfstep {
 
 // The largest power of two by which gradients of magnitude `largest` (above 0) can be multiplied
 // so that they stay below 65 504, the largest FP16 number, with two powers of two to spare.
 double FittingFactor(double largest);
+
+// What LmHeadLogProbBackward computes dL/dlogits from, in the shapes that it takes.
+struct LogitGradient {
+  ConstTensor hidden;
+  LinearWeight head;
+  ConstTensor targets;
+  float temperature = 1;
+  ConstTensor lse;
+  ConstTensor dlog_probs;  // scaled
+  EntropyTerm entropy;     // likewise
+};
 
 // Looks at the activation gradients of every backward between Watch and Ignore, and at nothing
 // else, so that it costs nothing while it is not asked. Not thread-safe.
@@ -26,9 +38,10 @@ class GradientRange final : public TensorObserver {
   void Watch();
   void Ignore() { watching_ = false; }
 
-  // The gradient of a token's logits, of which the kernel stores the rows one by one: but for an
-  // entropy bonus no element is larger than its scaled dL/d(log-prob) over the temperature.
-  void AddLogits(std::span<const float> dlog_probs, float temperature);
+  // Of dL/dlogits the kernel keeps a few rows at a time. Where a row has no entropy term, its
+  // scaled dL/d(log-prob) over the temperature, which no element exceeds, stands for it; where it
+  // has one, its logits are computed once more.
+  void AddLogits(const ExecContext& ctx, const LogitGradient& gradient);
   void Observe(StoredPass pass, StoredKind kind, int64_t layer, ConstTensor values) override;
 
   // The largest finite magnitude of what FP16 holds.
@@ -38,6 +51,8 @@ class GradientRange final : public TensorObserver {
   const std::string& first_non_finite() const { return first_non_finite_; }
 
  private:
+  void AddLogitRow(double largest);
+
   const DType logits_;
   const int64_t layers_;
   bool watching_ = false;

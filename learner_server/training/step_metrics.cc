@@ -246,6 +246,8 @@ void Export(const StepRecord& record, LearnerMetrics* metrics) {
   };
   duration("wait", record.wait_time);
   duration("score", record.score_time);
+  duration("reference", record.reference_time);
+  duration("rescore", record.rescore_time);
   duration("forward_backward", totals.forward_backward_time);
   duration("optimizer", totals.optimizer_time);
   duration("publish", record.publish_time);

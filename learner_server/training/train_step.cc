@@ -128,11 +128,11 @@ absl::StatusOr<OptimizerStepReport> TrainStep::Run(std::span<const TrainSequence
   }
   MeasureCorrection(sequences);
   gradients_.SetZero(ctx_);
-  HALFSTEP_RETURN_IF_ERROR(
-      RunMicroBatches(sequences, backward, Pass::kForwardBackward, mismatch, stop, &report));
+  Pass pass{.sequences = sequences, .mismatch = mismatch, .report = &report};
+  HALFSTEP_RETURN_IF_ERROR(RunMicroBatches(pass, backward, stop));
+  pass.direction = Direction::kForward;
   HALFSTEP_RETURN_IF_ERROR(RunMicroBatches(
-      sequences, PackMicroBatches(sequences, without_gradient, options_.micro_batch_tokens),
-      Pass::kForward, mismatch, stop, &report));
+      pass, PackMicroBatches(sequences, without_gradient, options_.micro_batch_tokens), stop));
   report.correction = correction_.Summarize();
   const absl::Time gradients_done = absl::Now();
   report.forward_backward_time = gradients_done - start;
@@ -142,23 +142,19 @@ absl::StatusOr<OptimizerStepReport> TrainStep::Run(std::span<const TrainSequence
   return report;
 }
 
-absl::Status TrainStep::RunMicroBatches(std::span<const TrainSequence> sequences,
-                                        std::span<const MicroBatch> micro_batches, Pass pass,
-                                        MismatchStatistics* mismatch,
-                                        const std::function<bool()>& stop,
-                                        OptimizerStepReport* report) {
+absl::Status TrainStep::RunMicroBatches(const Pass& pass, std::span<const MicroBatch> micro_batches,
+                                        const std::function<bool()>& stop) {
   for (const MicroBatch& micro : micro_batches) {
     if (stop != nullptr && stop()) {
       return absl::CancelledError("asked to stop between two micro-batches");
     }
-    HALFSTEP_RETURN_IF_ERROR(RunMicroBatch(sequences, micro, pass, mismatch, report));
+    HALFSTEP_RETURN_IF_ERROR(RunMicroBatch(pass, micro));
   }
   return absl::OkStatus();
 }
 
-absl::Status TrainStep::RunMicroBatch(std::span<const TrainSequence> sequences,
-                                      const MicroBatch& micro, Pass pass,
-                                      MismatchStatistics* mismatch, OptimizerStepReport* report) {
+absl::Status TrainStep::RunMicroBatch(const Pass& pass, const MicroBatch& micro) {
+  OptimizerStepReport* const report = pass.report;
   const int64_t rows = static_cast<int64_t>(micro.batch.logit_rows.size());
   const Scores scores = TakeScores(rows);
   const ModelWeights& weights = state_->weights;
@@ -171,11 +167,11 @@ absl::Status TrainStep::RunMicroBatch(std::span<const TrainSequence> sequences,
 
   float* dlog_probs = scores.dlog_probs.as<float>();
   for (const PackedSequence& packed : micro.sequences) {
-    const TrainSequence& sequence = sequences[packed.sequence];
+    const TrainSequence& sequence = pass.sequences[packed.sequence];
     const std::span<const float> current = RowsOf(packed, log_probs);
     const auto from = static_cast<size_t>(sequence.current_from);
-    if (mismatch != nullptr && from < sequence.behaviour.size()) {
-      mismatch->Add(current.subspan(from), std::span(sequence.behaviour).subspan(from));
+    if (pass.mismatch != nullptr && from < sequence.behaviour.size()) {
+      pass.mismatch->Add(current.subspan(from), std::span(sequence.behaviour).subspan(from));
     }
     const double weight = TokenWeight(options_.algorithm.aggregation, denominators_, packed.rows);
     const bool over_old = RatioDenominator(options_.algorithm) == PolicySource::kOld;
@@ -192,12 +188,18 @@ absl::Status TrainStep::RunMicroBatch(std::span<const TrainSequence> sequences,
     report->entropy_sum += entropy[row];
     dlog_probs[row] *= state_->scaler.scale();
   }
-  if (pass == Pass::kForward) return absl::OkStatus();
-  gradient_range_.AddLogits({dlog_probs, static_cast<size_t>(rows)}, options_.temperature);
+  if (pass.direction == Direction::kForward) return absl::OkStatus();
   EntropyTerm entropy_term;
   if (options_.algorithm.regularizers.entropy_coefficient > 0) {
     entropy_term = {.weights = scores.entropy_weights, .entropy = scores.entropy};
   }
+  gradient_range_.AddLogits(ctx_, {.hidden = scores.hidden,
+                                   .head = weights.head(),
+                                   .targets = View(micro.batch.targets),
+                                   .temperature = options_.temperature,
+                                   .lse = scores.lse,
+                                   .dlog_probs = scores.dlog_probs,
+                                   .entropy = entropy_term});
   LmHeadLogProbBackward(ctx_, scores.dlog_probs, scores.hidden, weights.head(),
                         View(micro.batch.targets), options_.temperature, scores.lse, scores.dhidden,
                         gradients_.head(), entropy_term);
@@ -277,8 +279,8 @@ absl::Status TrainStep::CalibrateScale(std::span<const TrainSequence> sequences,
     OptimizerStepReport discarded;
     MeasureCorrection(sequences);
     gradient_range_.Watch();
-    HALFSTEP_RETURN_IF_ERROR(RunMicroBatches(sequences, micro_batches, Pass::kForwardBackward,
-                                             nullptr, stop, &discarded));
+    HALFSTEP_RETURN_IF_ERROR(
+        RunMicroBatches({.sequences = sequences, .report = &discarded}, micro_batches, stop));
     double next = scale / kCalibrationBackoff;
     if (gradient_range_.first_non_finite().empty()) {
       if (gradient_range_.largest() == 0) return absl::OkStatus();
@@ -296,8 +298,7 @@ absl::StatusOr<std::string> TrainStep::FindOverflow(std::span<const TrainSequenc
   const WatchedPass watched(&gradient_range_, ctx_);
   OptimizerStepReport discarded;
   for (const MicroBatch& micro : micro_batches) {
-    HALFSTEP_RETURN_IF_ERROR(
-        RunMicroBatch(sequences, micro, Pass::kForwardBackward, nullptr, &discarded));
+    HALFSTEP_RETURN_IF_ERROR(RunMicroBatch({.sequences = sequences, .report = &discarded}, micro));
     if (!gradient_range_.first_non_finite().empty()) break;
   }
   return gradient_range_.first_non_finite();

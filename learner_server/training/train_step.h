@@ -87,14 +87,18 @@ class TrainStep {
 
  private:
   struct Scores;
-  enum class Pass { kForward, kForwardBackward };
+  enum class Direction { kForward, kForwardBackward };
+  // What micro-batches of the same sequences share.
+  struct Pass {
+    std::span<const TrainSequence> sequences;
+    Direction direction = Direction::kForwardBackward;
+    MismatchStatistics* mismatch = nullptr;  // or null
+    OptimizerStepReport* report = nullptr;
+  };
 
-  absl::Status RunMicroBatches(std::span<const TrainSequence> sequences,
-                               std::span<const MicroBatch> micro_batches, Pass pass,
-                               MismatchStatistics* mismatch, const std::function<bool()>& stop,
-                               OptimizerStepReport* report);
-  absl::Status RunMicroBatch(std::span<const TrainSequence> sequences, const MicroBatch& micro,
-                             Pass pass, MismatchStatistics* mismatch, OptimizerStepReport* report);
+  absl::Status RunMicroBatches(const Pass& pass, std::span<const MicroBatch> micro_batches,
+                               const std::function<bool()>& stop);
+  absl::Status RunMicroBatch(const Pass& pass, const MicroBatch& micro);
   // Adds the KL to `dlog_probs`, and the entropy bonus to the weights of its rows.
   void AddRegularizers(const TrainSequence& sequence, const PackedSequence& packed,
                        const Scores& scores, OptimizerStepReport* report) const;

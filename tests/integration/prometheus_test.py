@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Debian's Prometheus scrapes a short run; every expression of the dashboard and the alerts is evaluated.
-Those of the dashboard, and every selector inside an alert, must give a result.
+Those of the dashboard, and every selector inside an alert, must give a result; and a panel that
+draws a curve for each value of a label draws all values that docs/metrics.md lists.
 
     prometheus_test.py SOURCE_DIR BINARY_DIR
 """
@@ -68,7 +69,16 @@ class Processes:
 def dashboard_expressions(path):
     for panel in json.loads(path.read_text())["panels"]:
         for target in panel["targets"]:
-            yield f"panel '{panel['title']}'", target["expr"]
+            yield f"panel '{panel['title']}'", target["expr"], target["legendFormat"]
+
+
+def label_values(path):
+    """By metric and label: the values that its row of docs/metrics.md lists."""
+    values = {}
+    for line in path.read_text().splitlines():
+        if match := re.match(r"\| `(\w+)` \| \w+ \| `(\w+)`: ([^|]+) \|", line):
+            values[match[1], match[2]] = set(match[3].split(", "))
+    return values
 
 
 def alert_expressions(path):
@@ -173,12 +183,22 @@ def run(source, bin_dir, scratch, processes):
     alerts = list(alert_expressions(source / "deploy/prometheus/alerts.yml"))
     # An alert has no result on a healthy system, but what it looks at is there.
     looked_at = [(where, s) for where, alert in alerts for s in SELECTOR.findall(alert)]
-    failures = 0
-    for where, expression in [*dashboard, *looked_at]:
+    listed = label_values(source / "docs/metrics.md")
+    failures = labels = 0
+    for where, expression, legend in [*dashboard, *((w, e, "") for w, e in looked_at)]:
         found, error = result(expression)
         if not found:
             print(f"{where}: {expression} has no result{error}")
             failures += 1
+        for label in re.findall(r"{{(\w+)}}", legend):
+            metric = re.sub("_(sum|count|bucket)$", "", re.search(r"halfstep_\w+", expression)[0])
+            wanted = listed.get((metric, label), set())
+            labels += bool(wanted)
+            if missing := wanted - {one["metric"].get(label) for one in found}:
+                print(f"{where}: {expression} lacks {label} {', '.join(sorted(missing))}")
+                failures += 1
+    if labels == 0:
+        sys.exit("no panel has a label of docs/metrics.md in its legend")
     for where, expression in alerts:
         found, error = result(expression)
         if found or error:

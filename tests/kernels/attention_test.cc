@@ -107,12 +107,13 @@ TEST(CausalAttentionTest, NotANumberStaysInItsSequenceAndAfterItsPosition) {
   }
 }
 
-// The whole context as one prefill, and its last tokens one by one.
+// The whole context as one prefill, and its last tokens one by one. The reference takes nearly all
+// of the time, so what is long has few heads.
 TEST(PagedAttentionTest, FastProfileMatchesReferenceWithSplitKeys) {
   for (const DType dtype : test::kRealDTypes) {
     for (const AttentionShape& shape :
-         {AttentionShape{4, 2, 32, {530, 256, 257, 3}}, AttentionShape{10, 2, 64, {1030}},
-          AttentionShape{3, 3, 24, {300, 700}}, AttentionShape{12, 1, 16, {513}}}) {
+         {AttentionShape{4, 2, 32, {530, 256, 257, 3}}, AttentionShape{10, 2, 64, {515}},
+          AttentionShape{3, 3, 24, {300, 1030}}, AttentionShape{12, 1, 16, {513}}}) {
       const AttentionCase in(dtype, shape);
       const AttentionCase exact = in.InDouble();
       test::AttentionOutputs want(DType::kFloat64, DType::kFloat64, shape);

@@ -7,11 +7,11 @@
 #include <memory>
 #include <vector>
 
-#include "common/model/initialize.h"
 #include "kernels/thread_pool.h"
 #include "kernels/workspace.h"
 #include "learner_server/training/score_responses.h"
 #include "learner_server/training/train_state.h"
+#include "tests/learner_server/tiny_train_state.h"
 
 namespace halfstep {
 namespace {
@@ -30,10 +30,7 @@ class DeploymentGapTest : public testing::Test {
     config_.head_dim = 8;
     config_.max_positions = 32;
     config_.initializer_range = 0.3f;
-    state_ = std::make_unique<TrainState>(config_, std::make_shared<ParameterLayout>(config_),
-                                          DType::kFloat32, 32, LossScaleOptions{});
-    InitializeParameters(config_, 5, &state_->master);
-    state_->RefreshWeights(ctx_);
+    state_ = MakeTinyState(ctx_, config_, {.seed = 5});
     for (int32_t i = 0; i < 4; ++i) {
       Trajectory trajectory;
       trajectory.prompt = {1, i};

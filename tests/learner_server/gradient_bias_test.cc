@@ -7,10 +7,10 @@
 #include <cmath>
 #include <random>
 
-#include "common/model/initialize.h"
 #include "kernels/workspace.h"
 #include "learner_server/training/loss_gradient.h"
 #include "learner_server/training/score_responses.h"
+#include "tests/learner_server/tiny_train_state.h"
 
 namespace halfstep {
 namespace {
@@ -19,17 +19,13 @@ namespace {
 constexpr int32_t kVocab = 5;
 constexpr int64_t kResponses = kVocab * kVocab;
 
-ModelConfig TinyConfig() {
-  ModelConfig config;
+ModelConfig ConfigOfPolicies() {
+  ModelConfig config = TinyTrainConfig();
   config.vocab_size = kVocab;
-  config.hidden_size = 16;
-  config.intermediate_size = 16;
+  config.hidden_size = config.intermediate_size = 16;
   config.layers = 1;
   config.heads = 2;
   config.kv_heads = 1;
-  config.head_dim = 8;
-  config.qk_norm = true;
-  config.tie_word_embeddings = true;
   config.max_positions = 8;
   config.initializer_range = 0.3f;
   return config;
@@ -63,21 +59,17 @@ class GradientBiasTest : public ::testing::Test {
     Workspace workspace;
     ExecContext ctx;
     ctx.workspace = &workspace;
-    const ModelConfig config = TinyConfig();
-    const auto layout = std::make_shared<const ParameterLayout>(config);
-    TrainState pi(config, layout, DType::kFloat32, 8, {.initial = 1, .dynamic = false});
-    InitializeParameters(config, 11, &pi.master);
-    TrainState mu(config, layout, DType::kFloat32, 8, {.initial = 1, .dynamic = false});
+    const TinyStateOptions unscaled{.loss_scale = {.initial = 1, .dynamic = false}};
+    const auto learner_state = MakeTinyState(ctx, ConfigOfPolicies(), unscaled);
+    const auto rollout_state = MakeTinyState(ctx, ConfigOfPolicies(), unscaled);
+    TrainState& pi = *learner_state;
+    TrainState& mu = *rollout_state;
     std::mt19937 random(5);
     std::normal_distribution<float> noise(0, 0.1f);
-    for (size_t i = 0; i < layout->specs().size(); ++i) {
-      const Tensor from = pi.master.view(static_cast<int>(i));
-      const Tensor to = mu.master.view(static_cast<int>(i));
-      for (int64_t j = 0; j < to.elements(); ++j) {
-        to.as<float>()[j] = from.as<float>()[j] + noise(random);
-      }
+    for (size_t i = 0; i < mu.layout().specs().size(); ++i) {
+      const Tensor values = mu.master.view(static_cast<int>(i));
+      for (int64_t j = 0; j < values.elements(); ++j) values.as<float>()[j] += noise(random);
     }
-    pi.RefreshWeights(ctx);
     mu.RefreshWeights(ctx);
 
     std::vector<TrainSequence> sequences;

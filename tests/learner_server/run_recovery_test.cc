@@ -82,6 +82,63 @@ class StopWithinAStep final : public RunControl {
 
 class RunRecoveryTest : public TinyRunTest {};
 
+TEST_F(RunRecoveryTest, ResumedRunIsTheSameBits) {
+  const v1::RunSummary whole = RunWhole(TinyWorkplace::RlSpec("undivided", 8));
+  const v1::RunSummary parts =
+      RunInTwoParts(TinyWorkplace::RlSpec("parts", 8), 4, RunRequest::kPause);
+  EXPECT_EQ(parts.weights_digest(), whole.weights_digest());
+  EXPECT_EQ(parts.state_digest(), whole.state_digest());
+  EXPECT_EQ(parts.tokens_trained(), whole.tokens_trained());
+  EXPECT_EQ(parts.groups_reassigned(), 0);  // it paused between two steps
+  EXPECT_EQ(ReadLines(root() + "/parts/metrics.jsonl").size(), 8u);
+}
+
+TEST_F(RunRecoveryTest, CrashLosesOnlyStepsSinceTheCheckpoint) {
+  const v1::RunSummary whole = RunWhole(TinyWorkplace::RlSpec("uncrashed", 6));
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("crashed", 6);
+  spec.mutable_checkpoint()->set_every_steps(2);
+  LocalRolloutPool pool;
+  {
+    TinyLearner first(root(), &pool);
+    // A cancelled run leaves its folder as a killed one does: without a checkpoint of step 5.
+    first.control().RequestAfter(5, RunRequest::kCancel);
+    ASSERT_EQ(first.Run("crashed", spec)->outcome, RunOutcome::kCancelled);
+  }
+  EXPECT_EQ(ReadLines(root() + "/crashed/metrics.jsonl").size(), 5u);
+  TinyLearner second(root(), &pool);
+  second.control().RequestAfter(4, RunRequest::kStop);
+  ASSERT_EQ(second.Run("crashed", spec)->outcome, RunOutcome::kStopped);
+  EXPECT_EQ(ReadLines(root() + "/crashed/metrics.jsonl").size(), 4u);
+  TinyLearner third(root(), &pool);
+  ASSERT_TRUE(third.Run("crashed", spec).ok());
+  EXPECT_EQ(third.summary().state_digest(), whole.state_digest());
+  EXPECT_EQ(ReadLines(root() + "/crashed/metrics.jsonl").size(), 6u);
+  // The groups of step 5 were given out twice.
+  EXPECT_EQ(whole.groups_reassigned(), 0);
+  EXPECT_EQ(third.summary().groups_reassigned(), spec.batch().prompts());
+}
+
+TEST_F(RunRecoveryTest, CorruptCheckpointIsSetAsideForTheOneBefore) {
+  const v1::RunSummary whole = RunWhole(TinyWorkplace::RlSpec("sound", 6));
+  v1::TrainingJobSpec spec = TinyWorkplace::RlSpec("spoilt", 6);
+  spec.mutable_checkpoint()->set_every_steps(2);
+  LocalRolloutPool pool;
+  {
+    TinyLearner first(root(), &pool);
+    first.control().RequestAfter(5, RunRequest::kCancel);
+    ASSERT_TRUE(first.Run("spoilt", spec).ok());
+  }
+  const std::string state = root() + "/spoilt/checkpoints/step_4/state.safetensors";
+  std::string bytes = ReadText(state);
+  ASSERT_FALSE(bytes.empty());
+  bytes[bytes.size() / 2] ^= 1;
+  WriteText(state, bytes);
+  TinyLearner second(root(), &pool);
+  ASSERT_TRUE(second.Run("spoilt", spec).ok());
+  EXPECT_THAT(second.control().notices(), ElementsAre("CHECKPOINT_CORRUPT"));
+  EXPECT_EQ(second.summary().state_digest(), whole.state_digest());
+}
+
 TEST_F(RunRecoveryTest, FailuresOfRolloutsPauseTheRunWithACheckpoint) {
   const v1::RunSummary whole = RunWhole(TinyWorkplace::RlSpec("whole", 4));
   const std::map<std::string, FaultyPool::Fault> faults{

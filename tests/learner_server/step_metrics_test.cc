@@ -9,6 +9,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/str_format.h"
 #include "common/metrics/learner_metrics.h"
 
 namespace halfstep {
@@ -86,6 +87,32 @@ TEST(ExportTest, AStepThatComparesNothingLeavesTheMismatchGauges) {
   EXPECT_EQ(metrics.mismatch_kl.Value(), 0.25);
   EXPECT_EQ(metrics.mismatch_max.Value(), 0.5);
   EXPECT_EQ(metrics.mismatch_tokens.Value(), 10);
+}
+
+// Whatever metrics.jsonl says of the time of a step, the scrape does too.
+TEST(ExportTest, EveryTimeOfAStepIsAPhase) {
+  StepRecord record = RecordWithUpdate(0, 1);
+  record.wait_time = absl::Seconds(1);
+  record.score_time = absl::Seconds(2);
+  record.reference_time = absl::Seconds(4);
+  record.rescore_time = absl::Seconds(8);
+  record.updates[0].forward_backward_time = absl::Seconds(16);
+  record.updates[0].optimizer_time = absl::Seconds(32);
+  record.updates[0].kl.tokens = 10;  // a reference policy was asked
+  record.publish_time = absl::Seconds(64);
+  Registry registry;
+  LearnerMetrics metrics(registry);
+  Export(record, &metrics);
+  const std::string scrape = registry.Scrape();
+  int phases = 0;
+  for (const auto& [name, seconds] : MetricsOf(record)) {
+    if (!name.starts_with("time_") || name == "time_total") continue;
+    ++phases;
+    EXPECT_THAT(scrape, testing::HasSubstr(absl::StrFormat(
+                            "halfstep_learner_step_duration_seconds_sum{phase=\"%s\"} %g\n",
+                            name.substr(5), seconds)));
+  }
+  EXPECT_EQ(phases, 7);
 }
 
 TEST(ExportTest, ARunStartsWithItsOwnVersionLagAndBoundAndNothingCompared) {

@@ -205,17 +205,18 @@ class TinyLearner {
   uint64_t epoch_ = 0;
 };
 
-// Whole runs from a base model, which is made once.
+// Whole runs from a base model, which is made once for all suites of a program: their runs need
+// folders of different names.
 class TinyRunTest : public testing::Test {
  protected:
   static void SetUpTestSuite() {
+    if (workplace_ != nullptr) return;
     workplace_ = std::make_unique<TinyWorkplace>();
     TinyLearner learner(root(), nullptr);
     const auto result = learner.Run("sft", TinyWorkplace::SupervisedSpec(60));
     ASSERT_TRUE(result.ok()) << result.status();
     sft_summary_ = learner.summary();
   }
-  static void TearDownTestSuite() { workplace_.reset(); }
 
   static const std::string& root() { return workplace_->root().path(); }
   // Of the base model's own run.

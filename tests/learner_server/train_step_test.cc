@@ -1,93 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// One optimizer step on a tiny model: learning, skipping, splitting, clipping.
+// One optimizer step on a tiny model: learning, splitting, clipping. What it does about overflows
+// is in train_step_overflow_test.cc.
 #include "learner_server/training/train_step.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <cmath>
 #include <cstring>
-#include <set>
 #include <string>
 #include <utility>
 
 #include "common/base/error_reason.h"
-#include "common/model/initialize.h"
-#include "kernels/thread_pool.h"
-#include "kernels/workspace.h"
+#include "tests/learner_server/train_step_fixture.h"
 
 namespace halfstep {
 namespace {
-
-ModelConfig TinyConfig() {
-  ModelConfig config;
-  config.vocab_size = 40;
-  config.hidden_size = 32;
-  config.intermediate_size = 48;
-  config.layers = 2;
-  config.heads = 4;
-  config.kv_heads = 2;
-  config.head_dim = 8;
-  config.qk_norm = true;
-  config.tie_word_embeddings = true;
-  config.max_positions = 64;
-  config.initializer_range = 0.1f;
-  return config;
-}
-
-// Every byte that a skipped step must leave alone.
-struct Snapshot {
-  explicit Snapshot(const TrainState& state) : optimizer_steps(state.optimizer_steps) {
-    for (const ConstTensor tensor :
-         {state.master.flat(), state.first_moment.flat(), state.second_moment.flat(),
-          state.weights.parameters().flat()}) {
-      bytes.append(static_cast<const char*>(tensor.data()), tensor.bytes());
-    }
-  }
-  friend bool operator==(const Snapshot&, const Snapshot&) = default;
-
-  std::string bytes;
-  int64_t optimizer_steps;
-};
-
-class TrainStepTest : public testing::Test {
- protected:
-  TrainStepTest() {
-    ctx_.workspace = &workspace_;
-    ctx_.threads = &threads_;
-    options_.algorithm = SupervisedAlgorithm();
-    options_.schedule.peak = 0.01;
-    for (int i = 0; i < 6; ++i) {
-      TrainSequence sequence;
-      for (int t = 0; t < 6 + 3 * i; ++t) sequence.tokens.push_back((7 * t + 5 * i) % 40);
-      sequence.prompt_tokens = 3;
-      sequence.advantage = 1;
-      sequences_.push_back(sequence);
-    }
-  }
-
-  std::unique_ptr<TrainState> MakeState(DType dtype, const LossScaleOptions& loss_scale = {}) {
-    const ModelConfig config = TinyConfig();
-    auto layout = std::make_shared<const ParameterLayout>(config);
-    auto state = std::make_unique<TrainState>(config, layout, dtype, 64, loss_scale);
-    InitializeParameters(config, 11, &state->master);
-    state->RefreshWeights(ctx_);
-    return state;
-  }
-
-  static LossScaleOptions StaticScale(float scale) {
-    LossScaleOptions options = *LossScalePreset("static");
-    options.initial = scale;
-    return options;
-  }
-
-  Workspace workspace_;
-  ThreadPool threads_{2};
-  ExecContext ctx_;
-  TrainStepOptions options_;
-  std::vector<TrainSequence> sequences_;
-};
 
 TEST_F(TrainStepTest, LossFallsInEveryPrecision) {
   for (const DType dtype : {DType::kFloat16, DType::kBFloat16, DType::kFloat32}) {
@@ -190,109 +118,6 @@ TEST_F(TrainStepTest, KlInTheRewardAddsNothingToTheGradient) {
     after.push_back(Snapshot(*state).bytes);
   }
   EXPECT_EQ(after[0], after[1]);
-}
-
-TEST_F(TrainStepTest, NonFiniteGradientChangesNothingButTheScale) {
-  const auto state = MakeState(DType::kFloat16, {.initial = 0x1p24f});
-  TrainStep step(ctx_, options_, state.get());
-  // A large step scale overflows FP16 activation gradients; the search goes on until it does not.
-  int skipped = 0;
-  for (;; ++skipped) {
-    const Snapshot before(*state);
-    const float scale = state->scaler.scale();
-    const auto report = step.Run(sequences_, nullptr);
-    ASSERT_TRUE(report.ok()) << report.status();
-    if (report->applied) break;
-    EXPECT_TRUE(report->skipped);
-    EXPECT_FALSE(report->non_finite_parameter.empty());
-    EXPECT_FALSE(report->overflow.empty());
-    EXPECT_EQ(report->loss_scale, scale);
-    EXPECT_EQ(state->scaler.scale(), scale / 2);
-    EXPECT_TRUE(Snapshot(*state) == before);
-  }
-  EXPECT_GT(skipped, 0);
-  EXPECT_EQ(state->scaler.state().skipped_steps, skipped);
-  EXPECT_EQ(state->optimizer_steps, 1);
-}
-
-// Where the overflow begins: at the logits when the scale alone is too large, and in the layer
-// whose weights blow its gradient up when they are.
-TEST_F(TrainStepTest, NamesTheTensorInWhichAnOverflowBegan) {
-  {
-    const auto state = MakeState(DType::kFloat16, StaticScale(0x1p40f));
-    TrainStep step(ctx_, options_, state.get());
-    EXPECT_EQ(step.Run(sequences_, nullptr)->overflow, "logits");
-  }
-  const auto state = MakeState(DType::kFloat16, StaticScale(1));
-  const LayerParameters& layer = state->layout().layers()[0];
-  const Tensor up = state->master.view(layer.gate_up);
-  for (int64_t i = 0; i < up.elements(); ++i) up.as<float>()[i] *= 0x1p-8f;
-  const Tensor down = state->master.view(layer.down);
-  for (int64_t i = 0; i < down.elements(); ++i) down.as<float>()[i] = 60000;
-  state->RefreshWeights(ctx_);
-  options_.algorithm = SupervisedAlgorithm();
-  for (TrainSequence& sequence : sequences_) sequence.advantage = 1e5;
-  std::atomic<int64_t> saturated = 0;
-  ctx_.saturated_stores = &saturated;
-  TrainStep step(ctx_, options_, state.get());
-  const auto report = step.Run(sequences_, nullptr);
-  ASSERT_TRUE(report.ok()) << report.status();
-  EXPECT_TRUE(report->skipped);
-  EXPECT_EQ(report->overflow, "layer 0, activation");
-}
-
-TEST_F(TrainStepTest, CalibrationFindsTheLargestScaleThatFits) {
-  options_.calibrate_scale = true;
-  std::set<float> scales;
-  std::string digest;
-  for (const float initial : {1.0f, 0x1p10f, 0x1p60f}) {
-    const auto state = MakeState(DType::kFloat16, {.initial = initial, .minimum = 1, .maximum = 0});
-    TrainStep step(ctx_, options_, state.get());
-    const auto report = step.Run(sequences_, nullptr);
-    ASSERT_TRUE(report.ok()) << report.status();
-    EXPECT_TRUE(report->applied);
-    EXPECT_EQ(report->loss_scale, state->scaler.scale());
-    EXPECT_EQ(state->scaler.state().skipped_steps, 0);
-    scales.insert(report->loss_scale);
-    EXPECT_TRUE(digest.empty() || digest == report->gradient_digest);
-    digest = report->gradient_digest;
-    // From here on it is the scaler's.
-    EXPECT_EQ(step.Run(sequences_, nullptr)->loss_scale, report->loss_scale);
-  }
-  ASSERT_EQ(scales.size(), 1u);
-  options_.calibrate_scale = false;
-  // The largest gradient lies between an eighth and a quarter of the limit.
-  for (const auto& [factor, skipped] : {std::pair(1.0f, false), std::pair(8.0f, true)}) {
-    const auto state = MakeState(DType::kFloat16, StaticScale(*scales.begin() * factor));
-    TrainStep step(ctx_, options_, state.get());
-    EXPECT_EQ(step.Run(sequences_, nullptr)->skipped, skipped) << factor;
-  }
-}
-
-TEST_F(TrainStepTest, CalibrationStaysWithinTheRangeOfTheScaler) {
-  options_.calibrate_scale = true;
-  const auto state = MakeState(DType::kFloat16, {.initial = 1, .minimum = 1, .maximum = 4});
-  TrainStep step(ctx_, options_, state.get());
-  EXPECT_EQ(step.Run(sequences_, nullptr)->loss_scale, 4);
-}
-
-TEST_F(TrainStepTest, FailsAtTheFloorOfTheScale) {
-  const auto state = MakeState(DType::kFloat16, {.initial = 0x1p24f, .minimum = 0x1p24f});
-  const Snapshot before(*state);
-  TrainStep step(ctx_, options_, state.get());
-  const auto report = step.Run(sequences_, nullptr);
-  EXPECT_EQ(ReasonOf(report.status()), "LOSS_SCALE_FLOOR");
-  EXPECT_TRUE(Snapshot(*state) == before);
-}
-
-TEST_F(TrainStepTest, NonFiniteForwardIsATypedFailure) {
-  const auto state = MakeState(DType::kFloat32, StaticScale(1));
-  state->master.view(state->layout().final_norm()).as<float>()[3] = NAN;
-  state->RefreshWeights(ctx_);
-  TrainStep step(ctx_, options_, state.get());
-  const auto report = step.Run(sequences_, nullptr);
-  EXPECT_EQ(report.status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(ReasonOf(report.status()), "NON_FINITE_LOSS");
 }
 
 TEST_F(TrainStepTest, SplitIntoMicroBatchesAndThreadsChangeNoBit) {
