@@ -11,10 +11,12 @@
 
 namespace halfstep {
 
-// Zero-filled at construction, 64-byte aligned, backed by huge pages where the system offers them.
-// Movable, not copyable. Construction throws std::bad_alloc when the system refuses the memory;
-// callers that allocate by a computed size convert that into RESOURCE_EXHAUSTED at start-up. By its
-// defaults the system refuses only what it could never have, so they look at what is free first.
+// Zero-filled at construction, 64-byte aligned; on the host backed by huge pages where the system
+// offers them, on a CUDA device its memory. Movable, not copyable. Construction throws
+// std::bad_alloc when the system refuses the memory; callers that allocate by a computed size
+// convert that into RESOURCE_EXHAUSTED at start-up. By its defaults the system refuses only what it
+// could never have, so they look at what is free first. Throws DeviceError (device_error.h) when
+// there is no such device, or the build has no CUDA.
 class Buffer {
  public:
   Buffer() = default;

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/stream.h"
+
+#include "kernels/check.h"
+#include "kernels/cuda/runtime.h"
+
+namespace halfstep {
+
+Stream::Stream(Device device)
+    : device_(device), counter_("saturation counter", sizeof(unsigned long long), device) {
+  HALFSTEP_CHECK(device.type == DeviceType::kCuda);
+  native_ = cuda::CreateStream(device.index);
+}
+
+Stream::~Stream() { cuda::DestroyStream(device_.index, native_); }
+
+void Stream::Synchronize() { cuda::SynchronizeStream(native_); }
+
+int64_t Stream::TakeSaturatedStores() {
+  unsigned long long count = 0;
+  cuda::CopyBytes(native_, &count, counter_.data(), sizeof(count));
+  cuda::ZeroBytes(native_, counter_.data(), sizeof(count));
+  Synchronize();
+  return static_cast<int64_t>(count);
+}
+
+}  // namespace halfstep

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// Stream: the order in which a CUDA device does its work.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/buffer.h"
+#include "kernels/device.h"
+
+namespace halfstep {
+
+// Owned by one engine or trainer thread; not thread-safe. Throws DeviceError. Operations of a
+// context go to its stream and may still run when they return; what they read and write must stay
+// until Synchronize.
+class Stream {
+ public:
+  explicit Stream(Device device);
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  Device device() const { return device_; }
+  // Waits until everything on the stream is done; throws when any of it failed.
+  void Synchronize();
+  // FP16 forward stores that saturated since the last call. Synchronises.
+  int64_t TakeSaturatedStores();
+
+  void* native() const { return native_; }  // cudaStream_t
+  // Device memory: one counter.
+  unsigned long long* saturation_counter() {
+    return static_cast<unsigned long long*>(counter_.data());
+  }
+
+ private:
+  Device device_;
+  Buffer counter_;
+  void* native_ = nullptr;
+};
+
+}  // namespace halfstep
