@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/stream.h"
 
+#include <cstring>
+
 #include "kernels/check.h"
 #include "kernels/cuda/runtime.h"
 
@@ -22,6 +24,23 @@ int64_t Stream::TakeSaturatedStores() {
   cuda::ZeroBytes(native_, counter_.data(), sizeof(count));
   Synchronize();
   return static_cast<int64_t>(count);
+}
+
+void AddSaturatedStores(const ExecContext& ctx) {
+  if (ctx.stream == nullptr || ctx.saturated_stores == nullptr) return;
+  *ctx.saturated_stores += ctx.stream->TakeSaturatedStores();
+}
+
+void CopyAndWait(ConstTensor from, Tensor to) {
+  HALFSTEP_CHECK_EQ(from.bytes(), to.bytes());
+  if (from.bytes() == 0) return;
+  if (from.device() == kCpuDevice && to.device() == kCpuDevice) {
+    std::memcpy(to.data(), from.data(), from.bytes());
+    return;
+  }
+  Stream stream(to.device() == kCpuDevice ? from.device() : to.device());
+  cuda::CopyBytes(stream.native(), to.data(), from.data(), from.bytes());
+  stream.Synchronize();
 }
 
 }  // namespace halfstep

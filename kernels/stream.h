@@ -6,6 +6,8 @@
 
 #include "kernels/buffer.h"
 #include "kernels/device.h"
+#include "kernels/exec_context.h"
+#include "kernels/tensor.h"
 
 namespace halfstep {
 
@@ -36,5 +38,13 @@ class Stream {
   Buffer counter_;
   void* native_ = nullptr;
 };
+
+// Adds what the stream of `ctx` counted to ctx.saturated_stores; waits for the stream. Nothing to
+// do on the CPU.
+void AddSaturatedStores(const ExecContext& ctx);
+
+// Bytes of equal count from a tensor of the host or a device to one of either; done on return. For
+// what happens once: loading, saving, tests.
+void CopyAndWait(ConstTensor from, Tensor to);
 
 }  // namespace halfstep
