@@ -18,6 +18,11 @@ Stream::~Stream() { cuda::DestroyStream(device_.index, native_); }
 
 void Stream::Synchronize() { cuda::SynchronizeStream(native_); }
 
+void Stream::Copy(ConstTensor from, Tensor to) {
+  HALFSTEP_CHECK_EQ(from.bytes(), to.bytes());
+  if (from.bytes() > 0) cuda::CopyBytes(native_, to.data(), from.data(), from.bytes());
+}
+
 int64_t Stream::TakeSaturatedStores() {
   unsigned long long count = 0;
   cuda::CopyBytes(native_, &count, counter_.data(), sizeof(count));
@@ -39,7 +44,7 @@ void CopyAndWait(ConstTensor from, Tensor to) {
     return;
   }
   Stream stream(to.device() == kCpuDevice ? from.device() : to.device());
-  cuda::CopyBytes(stream.native(), to.data(), from.data(), from.bytes());
+  stream.Copy(from, to);
   stream.Synchronize();
 }
 

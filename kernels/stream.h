@@ -24,6 +24,9 @@ class Stream {
   Device device() const { return device_; }
   // Waits until everything on the stream is done; throws when any of it failed.
   void Synchronize();
+  // Bytes of equal count, in the order of the stream, from a tensor of the host or the device to
+  // one of either. What is read from pageable host memory may be changed once this returns.
+  void Copy(ConstTensor from, Tensor to);
   // FP16 forward stores that saturated since the last call. Synchronises.
   int64_t TakeSaturatedStores();
 
