@@ -43,7 +43,9 @@ void CopyAndWait(ConstTensor from, Tensor to) {
     std::memcpy(to.data(), from.data(), from.bytes());
     return;
   }
-  Stream stream(to.device() == kCpuDevice ? from.device() : to.device());
+  const Device device = to.device() == kCpuDevice ? from.device() : to.device();
+  cuda::SynchronizeDevice(device.index);
+  Stream stream(device);
   stream.Copy(from, to);
   stream.Synchronize();
 }

@@ -46,8 +46,8 @@ class Stream {
 // do on the CPU.
 void AddSaturatedStores(const ExecContext& ctx);
 
-// Bytes of equal count from a tensor of the host or a device to one of either; done on return. For
-// what happens once: loading, saving, tests.
+// Bytes of equal count from a tensor of the host or a device to one of either, after all that the
+// device has been given before; done on return. For what is rare: loading, saving, publishing.
 void CopyAndWait(ConstTensor from, Tensor to);
 
 }  // namespace halfstep

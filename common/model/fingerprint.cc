@@ -8,6 +8,7 @@
 #include "common/base/digest.h"
 #include "common/model/batch_indices.h"
 #include "common/model/transformer.h"
+#include "kernels/host_copy.h"
 #include "kernels/ops/attention.h"
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/log_prob.h"
@@ -140,8 +141,7 @@ StepBatch InferBatch(int64_t begin) {
 // Waits for the work that `tensor` comes from.
 void Update(const ExecContext& ctx, ConstTensor tensor, Digester* digester) {
   if (ctx.stream != nullptr) ctx.stream->Synchronize();
-  OwnedTensor host("fingerprint.host", tensor.dtype(), tensor.shape());
-  CopyAndWait(tensor, host);
+  const HostCopy host(tensor);
   digester->Update(host.view().data(), tensor.bytes());
 }
 

@@ -14,9 +14,9 @@
 #include "common/base/status_macros.h"
 #include "common/model/batch_indices.h"
 #include "kernels/check.h"
+#include "kernels/host_copy.h"
 #include "kernels/ops/log_prob.h"
 #include "kernels/ops/optimizer.h"
-#include "kernels/stream.h"
 #include "kernels/workspace.h"
 
 namespace halfstep {
@@ -63,13 +63,6 @@ class WatchedPass {
   std::atomic<int64_t>* const saturated_;
   int64_t counted_ = 0;
 };
-
-std::string DigestOfTensor(ConstTensor values) {
-  if (values.device() == kCpuDevice) return DigestOf(values.data(), values.bytes()).Hex();
-  OwnedTensor host("digest", values.dtype(), values.shape());
-  CopyAndWait(values, host);
-  return DigestOf(host.view().data(), values.bytes()).Hex();
-}
 
 bool FiniteIn(DType dtype, float value) {
   switch (dtype) {
@@ -324,8 +317,8 @@ absl::Status TrainStep::UseGradients(std::span<const TrainSequence> sequences,
                                      OptimizerStepReport* report) {
   const ParameterBuffer& gradient = gradients_.Finish(ctx_);
   const ConstTensor flat = gradient.flat();
-  report->gradient_digest = DigestOfTensor(flat);
-  const GradientStatistics statistics = ComputeGradientStatistics(ctx_, flat);
+  const GradientStatistics statistics = ComputeGradientStatistics(ctx_, flat);  // waits for it
+  report->gradient_digest = DigestOf(HostCopy(flat).view().data(), flat.bytes()).Hex();
   report->largest_scaled_gradient = statistics.largest;
   if (statistics.non_finite == 0) return ApplyGradients(gradient, statistics.squared_norm, report);
   report->skipped = true;
