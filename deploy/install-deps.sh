@@ -13,7 +13,7 @@ build_packages=(
   prometheus-cpp-dev libcivetweb-dev
   libcli11-dev libspdlog-dev libyaml-cpp-dev nlohmann-json3-dev
   libhwy-dev libpcre2-dev libsqlite3-dev libutf8proc-dev libxxhash-dev
-  libbenchmark-dev libgmock-dev libgtest-dev
+  libbenchmark-dev libboost-context-dev libgmock-dev libgtest-dev
   python3
 )
 test_packages=(clang-format-14 clang-tidy-14 git prometheus)

@@ -12,6 +12,8 @@
 #include <new>
 #include <utility>
 
+#include "kernels/cuda/runtime.h"
+
 namespace halfstep {
 namespace {
 
@@ -43,7 +45,7 @@ void* MapZeroed(size_t bytes) {
   return start + head;
 }
 
-void* AllocateZeroed(size_t bytes) {
+void* AllocateOnHost(size_t bytes) {
   if (IsMapped(bytes)) return MapZeroed(bytes);
   // A buffer of no bytes has an address all the same, because a tensor without one means "left
   // out".
@@ -54,9 +56,16 @@ void* AllocateZeroed(size_t bytes) {
   return data;
 }
 
-void Free(void* data, size_t bytes) {
-  if (data == nullptr) return;
-  if (IsMapped(bytes)) {
+void* AllocateZeroed(size_t bytes, Device device) {
+  if (device.type == DeviceType::kCpu) return AllocateOnHost(bytes);
+  if (cuda::AllocateMemory == nullptr) throw DeviceError("this build has no CUDA backend");
+  return cuda::AllocateMemory(device.index, bytes);
+}
+
+void Free(void* data, size_t bytes, Device device) {
+  if (device.type == DeviceType::kCuda) {
+    cuda::FreeMemory(device.index, data, bytes);
+  } else if (IsMapped(bytes)) {
     ::munmap(data, RoundUp(bytes, kHugePage));
   } else {
     std::free(data);
@@ -99,15 +108,14 @@ void Unregister(const std::string& name, size_t bytes) {
 
 Buffer::Buffer(std::string name, size_t bytes, Device device)
     : name_(std::move(name)), bytes_(bytes), device_(device) {
-  HALFSTEP_CHECK(device == kCpuDevice);
-  data_ = AllocateZeroed(bytes);
+  data_ = AllocateZeroed(bytes, device);
   Register(name_, bytes_);
 }
 
 Buffer::~Buffer() {
   if (data_ == nullptr) return;
   Unregister(name_, bytes_);
-  Free(data_, bytes_);
+  Free(data_, bytes_, device_);
 }
 
 Buffer::Buffer(Buffer&& other) noexcept

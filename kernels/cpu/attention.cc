@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "kernels/cpu/dispatch_float.h"
+#include "kernels/dispatch_float.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/workspace.h"
 

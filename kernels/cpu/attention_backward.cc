@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "kernels/cpu/attention.h"
-#include "kernels/cpu/dispatch_float.h"
+#include "kernels/dispatch_float.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/workspace.h"
 

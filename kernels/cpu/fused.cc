@@ -6,8 +6,8 @@
 #include <cmath>
 
 #include "kernels/check.h"
-#include "kernels/cpu/dispatch_float.h"
-#include "kernels/cpu/dispatch_or_float.h"
+#include "kernels/dispatch_float.h"
+#include "kernels/dispatch_or_float.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/workspace.h"
 

@@ -11,8 +11,8 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "kernels/cpu/dispatch_float.h"
-#include "kernels/cpu/dispatch_or_float.h"
+#include "kernels/dispatch_float.h"
+#include "kernels/dispatch_or_float.h"
 #include "kernels/cpu/factors-inl.h"
 #include "kernels/cpu/gemm-inl.h"
 #include "kernels/cpu/parallel.h"

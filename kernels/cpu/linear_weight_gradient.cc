@@ -9,8 +9,8 @@
 
 #include <algorithm>
 
-#include "kernels/cpu/dispatch_float.h"
-#include "kernels/cpu/dispatch_or_float.h"
+#include "kernels/dispatch_float.h"
+#include "kernels/dispatch_or_float.h"
 #include "kernels/cpu/gemm-inl.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/workspace.h"

@@ -8,7 +8,7 @@
 #include <algorithm>
 
 #include "kernels/check.h"
-#include "kernels/cpu/dispatch_float.h"
+#include "kernels/dispatch_float.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/log_softmax-inl.h"
 #include "kernels/cpu/parallel.h"

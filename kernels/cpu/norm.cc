@@ -5,8 +5,8 @@
 
 #include <algorithm>
 
-#include "kernels/cpu/dispatch_float.h"
-#include "kernels/cpu/dispatch_or_float.h"
+#include "kernels/dispatch_float.h"
+#include "kernels/dispatch_or_float.h"
 #include "kernels/cpu/parallel.h"
 
 #undef HWY_TARGET_INCLUDE

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/host_copy.h"
 #include "kernels/ops/linear.h"
 #include "kernels/workspace.h"
 #include "learner_server/training/range_check.h"
@@ -14,7 +15,8 @@ namespace {
 constexpr double kHeadroom = 4;
 constexpr int64_t kLogitRows = 64;  // at a time; the backward has as many or more
 
-// Of dL/dlogits of one row that has an entropy term; not finite where an element is not.
+// All on the host. Of dL/dlogits of one row that has an entropy term; not finite where an element
+// is not.
 double LargestOfRow(const LogitGradient& gradient, int64_t row, ConstTensor logits) {
   const double temperature = gradient.temperature;
   const double dlog_prob = gradient.dlog_probs.as<float>()[row];
@@ -49,21 +51,30 @@ void GradientRange::Watch() {
 void GradientRange::AddLogits(const ExecContext& ctx, const LogitGradient& gradient) {
   if (!watching_) return;
   const int64_t rows = gradient.dlog_probs.elements();
-  const float* const dlog_probs = gradient.dlog_probs.as<float>();
+  const HostCopy dlog_probs(gradient.dlog_probs);
   if (gradient.entropy.weights.empty()) {
     for (int64_t row = 0; row < rows; ++row) {
-      AddLogitRow(std::abs(static_cast<double>(dlog_probs[row])) / gradient.temperature);
+      const double dlog_prob = dlog_probs.view().as<float>()[row];
+      AddLogitRow(std::abs(dlog_prob) / gradient.temperature);
     }
     return;
   }
+  const HostCopy targets(gradient.targets), lse(gradient.lse);
+  const HostCopy weights(gradient.entropy.weights), entropy(gradient.entropy.entropy);
+  LogitGradient on_host = gradient;
+  on_host.targets = targets.view();
+  on_host.lse = lse.view();
+  on_host.dlog_probs = dlog_probs.view();
+  on_host.entropy = {.weights = weights.view(), .entropy = entropy.view()};
   Workspace::Scope scope(ctx.workspace);
   const Tensor logits =
       scope.Take(DType::kFloat32, {std::min(rows, kLogitRows), gradient.head.weight.dim(0)});
   for (int64_t begin = 0; begin < rows; begin += kLogitRows) {
     const int64_t count = std::min(kLogitRows, rows - begin);
     Linear(ctx, gradient.hidden.Rows(begin, count), gradient.head, logits.Rows(0, count));
+    const HostCopy computed(logits.Rows(0, count));
     for (int64_t i = 0; i < count; ++i) {
-      AddLogitRow(LargestOfRow(gradient, begin + i, logits.Rows(i, 1)));
+      AddLogitRow(LargestOfRow(on_host, begin + i, computed.view().Rows(i, 1)));
     }
   }
 }

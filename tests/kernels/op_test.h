@@ -22,10 +22,12 @@
 #include "kernels/cpu/cpu_target.h"
 #include "kernels/dtype.h"
 #include "kernels/exec_context.h"
+#include "kernels/stream.h"
 #include "kernels/tensor.h"
 #include "kernels/thread_pool.h"
 #include "kernels/workspace.h"
 #include "tests/kernels/tolerance.h"
+#include "tests/testing/test_device.h"
 
 namespace halfstep::test {
 
@@ -70,7 +72,9 @@ inline void StoreDouble(Tensor x, int64_t i, double value) {
   }
 }
 
-inline OwnedTensor Zeros(DType dtype, Shape shape) { return OwnedTensor("test", dtype, shape); }
+inline OwnedTensor Zeros(DType dtype, Shape shape) {
+  return OwnedTensor("test", dtype, shape, kTestDevice);
+}
 
 // The values of x in another dtype, rounded to nearest even.
 inline OwnedTensor As(DType dtype, ConstTensor x) {
@@ -117,18 +121,25 @@ class TestContext {
  public:
   explicit TestContext(int threads = 1, Profile profile = Profile::kBitwise) {
     if (threads > 1) pool_ = std::make_unique<ThreadPool>(threads);
+    if (kEmulated) stream_ = std::make_unique<Stream>(kTestDevice);
+    context_.device = kTestDevice;
+    context_.stream = stream_.get();
     context_.profile = profile;
     context_.workspace = &workspace_;
     context_.threads = pool_.get();
     context_.saturated_stores = &saturated_;
   }
   operator const ExecContext&() const { return context_; }  // NOLINT(google-explicit-constructor)
-  int64_t saturated() const { return saturated_; }
+  int64_t saturated() const {
+    if (stream_ != nullptr) saturated_ += stream_->TakeSaturatedStores();
+    return saturated_;
+  }
 
  private:
-  Workspace workspace_;
+  Workspace workspace_{kTestDevice};
   std::unique_ptr<ThreadPool> pool_;
-  std::atomic<int64_t> saturated_{0};
+  std::unique_ptr<Stream> stream_;
+  mutable std::atomic<int64_t> saturated_{0};
   ExecContext context_;
 };
 
@@ -233,8 +244,8 @@ class ScopedCpuTarget {
 };
 
 // Calls run(context) with 1, 2 and 3 threads on every CPU target and expects the bits of the first
-// call from all of them. Use shapes above the grain of the operation, or there is nothing to
-// divide.
+// call from all of them; emulated, each call has another order of threads. Use shapes above the
+// grain of the operation, or there is nothing to divide.
 inline void ExpectSameBitsOnEveryMachine(
     const std::string& name,
     const std::function<std::vector<OwnedTensor>(const ExecContext&)>& run) {

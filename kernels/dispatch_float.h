@@ -5,7 +5,7 @@
 #include "kernels/check.h"
 #include "kernels/dtype.h"
 
-namespace halfstep::cpu {
+namespace halfstep {
 
 // Calls f.operator()<Float16>(), <BFloat16>() or <float>(); write it as [&]<class T>() { ... }.
 template <class F>
@@ -22,4 +22,4 @@ void DispatchFloat(DType dtype, F&& f) {
   }
 }
 
-}  // namespace halfstep::cpu
+}  // namespace halfstep

@@ -4,7 +4,7 @@
 
 #include "kernels/dtype.h"
 
-namespace halfstep::cpu {
+namespace halfstep {
 
 // Calls f.operator()<float>() for FP32, else <T>(); the caller has checked that `dtype` is one of
 // the two.
@@ -14,4 +14,4 @@ void DispatchOrFloat(DType dtype, F&& f) {
   return f.template operator()<T>();
 }
 
-}  // namespace halfstep::cpu
+}  // namespace halfstep
