@@ -48,7 +48,7 @@ void Launch(const ExecContext& ctx, const LaunchShape& shape, void (*kernel)(Par
   const dim3 grid(static_cast<unsigned>(shape.grid_x), static_cast<unsigned>(shape.grid_y));
   kernel<<<grid, shape.threads, shape.shared_bytes,
            static_cast<cudaStream_t>(ctx.stream->native())>>>(arguments...);
-  CheckLaunched(shape);
+  CheckLaunched(shape, ctx.stream->native());
 #else
   emulator::Run(shape, [&] { kernel(arguments...); });
 #endif

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdlib>
 #include <new>
 #include <string>
 
@@ -25,6 +26,17 @@ std::string Describe(const LaunchShape& shape) {
          " threads and " + std::to_string(shape.shared_bytes) + " bytes of shared memory";
 }
 
+// For tests and debugging: memory that host and device share, and no call returns before its work is
+// done, so that the host may read every tensor at any time.
+bool Managed() {
+  static const bool managed = std::getenv("HALFSTEP_CUDA_MANAGED") != nullptr;
+  return managed;
+}
+
+void WaitIfManaged(cudaStream_t stream, const std::string& what) {
+  if (Managed()) Require(cudaStreamSynchronize(stream), what);
+}
+
 void Select(int device) {
   Require(cudaSetDevice(device), "device " + std::to_string(device) + " cannot be used");
 }
@@ -34,7 +46,9 @@ void Select(int device) {
 void* AllocateMemory(int device, size_t bytes) {
   Select(device);
   void* data = nullptr;
-  const cudaError_t error = cudaMalloc(&data, bytes == 0 ? 1 : bytes);
+  const size_t wanted = bytes == 0 ? 1 : bytes;
+  const cudaError_t error =
+      Managed() ? cudaMallocManaged(&data, wanted) : cudaMalloc(&data, wanted);
   if (error == cudaErrorMemoryAllocation) {
     cudaGetLastError();  // Not sticky, but returned once more by the next launch.
     throw std::bad_alloc();
@@ -74,11 +88,13 @@ void SynchronizeDevice(int device) {
 void CopyBytes(void* stream, void* to, const void* from, size_t bytes) {
   Require(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(stream)),
           "copying " + std::to_string(bytes) + " bytes");
+  WaitIfManaged(static_cast<cudaStream_t>(stream), "copying " + std::to_string(bytes) + " bytes");
 }
 
 void ZeroBytes(void* stream, void* data, size_t bytes) {
   Require(cudaMemsetAsync(data, 0, bytes, static_cast<cudaStream_t>(stream)),
           "clearing " + std::to_string(bytes) + " bytes");
+  WaitIfManaged(static_cast<cudaStream_t>(stream), "clearing " + std::to_string(bytes) + " bytes");
 }
 
 void PrepareLaunch(const LaunchShape& shape, const void* kernel) {
@@ -88,6 +104,9 @@ void PrepareLaunch(const LaunchShape& shape, const void* kernel) {
           Describe(shape));
 }
 
-void CheckLaunched(const LaunchShape& shape) { Require(cudaGetLastError(), Describe(shape)); }
+void CheckLaunched(const LaunchShape& shape, void* stream) {
+  Require(cudaGetLastError(), Describe(shape));
+  WaitIfManaged(static_cast<cudaStream_t>(stream), Describe(shape));
+}
 
 }  // namespace halfstep::cuda

@@ -23,7 +23,9 @@ struct LaunchShape {
   size_t shared_bytes = 0;
 };
 
-// Zero-filled device memory, aligned to 256 bytes; never null. Throws std::bad_alloc when the
+// Zero-filled device memory, aligned to 256 bytes; never null. With HALFSTEP_CUDA_MANAGED in the
+// environment the host may read and write it too, and every call of the backend waits for its work:
+// for tests and debugging. Throws std::bad_alloc when the
 // device has not enough, DeviceError when there is no such device.
 HALFSTEP_MAY_BE_ABSENT void* AllocateMemory(int device, size_t bytes);
 HALFSTEP_MAY_BE_ABSENT void FreeMemory(int device, void* data, size_t bytes);
@@ -45,8 +47,8 @@ HALFSTEP_MAY_BE_ABSENT void ZeroBytes(void* stream, void* data, size_t bytes);
 #if defined(__CUDACC__)
 // Asks for shared memory beyond 48 KiB where a kernel needs it.
 void PrepareLaunch(const LaunchShape& shape, const void* kernel);
-// Throws DeviceError when the launch just before was refused.
-void CheckLaunched(const LaunchShape& shape);
+// Throws DeviceError when the launch just before, on `stream`, was refused.
+void CheckLaunched(const LaunchShape& shape, void* stream);
 #endif
 
 }  // namespace halfstep::cuda
