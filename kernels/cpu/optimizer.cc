@@ -5,8 +5,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/dispatch_float.h"
+#include "kernels/adamw_coefficients.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/dispatch_float.h"
 #include "kernels/workspace.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -85,48 +86,13 @@ GradientStatistics ComputeGradientStatisticsImpl(const ExecContext& ctx, ConstTe
         }
       });
   GradientStatistics total;
-  for (int64_t c = 0; c < chunks; ++c) {
-    total.squared_norm += parts[c].squared_norm;
-    total.non_finite += parts[c].non_finite;
-    total.largest = std::max(total.largest, parts[c].largest);
-  }
+  for (int64_t c = 0; c < chunks; ++c) total = Together(total, parts[c]);
   return total;
 }
 
-// What is the same for all parameters, rounded once to FP32.
-struct Coefficients {
-  float inverse_scale;
-  float clip_factor;
-  float beta1;
-  float one_minus_beta1;
-  float beta2;
-  float one_minus_beta2;
-  float decay;                // learning_rate * weight_decay
-  float step_size;            // learning_rate / (1 - beta1^t)
-  float inverse_correction2;  // 1 / sqrt(1 - beta2^t)
-  float epsilon;
-};
-
-Coefficients MakeCoefficients(const AdamWOptions& options) {
-  const double t = static_cast<double>(options.step);
-  const double beta1 = options.beta1;
-  const double beta2 = options.beta2;
-  Coefficients c;
-  c.inverse_scale = options.inverse_scale;
-  c.clip_factor = options.clip_factor;
-  c.beta1 = options.beta1;
-  c.one_minus_beta1 = static_cast<float>(1 - beta1);
-  c.beta2 = options.beta2;
-  c.one_minus_beta2 = static_cast<float>(1 - beta2);
-  c.decay = static_cast<float>(double{options.learning_rate} * options.weight_decay);
-  c.step_size = static_cast<float>(options.learning_rate / (1 - std::pow(beta1, t)));
-  c.inverse_correction2 = static_cast<float>(1 / std::sqrt(1 - std::pow(beta2, t)));
-  c.epsilon = options.epsilon;
-  return c;
-}
-
 template <class T>
-void AdamWRange(const AdamWTensors& tensors, const Coefficients& c, int64_t begin, int64_t end) {
+void AdamWRange(const AdamWTensors& tensors, const AdamWCoefficients& c, int64_t begin,
+                int64_t end) {
   const float* gradient = tensors.gradient.as<float>();
   float* master = tensors.master.as<float>();
   float* first = tensors.first_moment.as<float>();
@@ -150,7 +116,13 @@ void AdamWRange(const AdamWTensors& tensors, const Coefficients& c, int64_t begi
 }
 
 void AdamWImpl(const ExecContext& ctx, const AdamWTensors& tensors, const AdamWOptions& options) {
-  const Coefficients coefficients = MakeCoefficients(options);
+  AdamWCoefficients coefficients = MakeAdamWCoefficients(options);
+  if (!tensors.decision.empty()) {
+    const auto& decision = *static_cast<const GradientDecision*>(tensors.decision.data());
+    if (decision.skip != 0) return;
+    coefficients.inverse_scale = decision.inverse_scale;
+    coefficients.clip_factor = decision.clip_factor;
+  }
   const int64_t count = tensors.master.elements();
   DispatchFloat(tensors.weights.dtype(), [&]<class T>() {
     ParallelRanges(ctx, (count + 15) / 16, kGrainElements / 16,
@@ -170,6 +142,20 @@ namespace halfstep::cpu {
 HWY_EXPORT(ComputeGradientStatisticsImpl);
 GradientStatistics ComputeGradientStatistics(const ExecContext& ctx, ConstTensor gradient) {
   return HWY_DYNAMIC_DISPATCH(ComputeGradientStatisticsImpl)(ctx, gradient);
+}
+
+void MeasureGradient(const ExecContext& ctx, ConstTensor gradient, Tensor statistics) {
+  *static_cast<GradientStatistics*>(statistics.data()) =
+      cpu::ComputeGradientStatistics(ctx, gradient);
+}
+
+void DecideGradient(const ExecContext& /*ctx*/, ConstTensor statistics,
+                    const GradientLimits& limits, Tensor decision) {
+  const auto* const parts = static_cast<const GradientStatistics*>(statistics.data());
+  GradientStatistics total;
+  for (int64_t i = 0; i < statistics.dim(0); ++i) total = Together(total, parts[i]);
+  *static_cast<GradientDecision*>(decision.data()) =
+      MakeGradientDecision(total, std::sqrt(total.squared_norm), limits);
 }
 
 HWY_EXPORT(AdamWImpl);

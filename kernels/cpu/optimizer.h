@@ -9,6 +9,9 @@
 namespace halfstep::cpu {
 
 GradientStatistics ComputeGradientStatistics(const ExecContext& ctx, ConstTensor gradient);
+void MeasureGradient(const ExecContext& ctx, ConstTensor gradient, Tensor statistics);
+void DecideGradient(const ExecContext& ctx, ConstTensor statistics, const GradientLimits& limits,
+                    Tensor decision);
 void AdamW(const ExecContext& ctx, const AdamWTensors& tensors, const AdamWOptions& options);
 
 }  // namespace halfstep::cpu

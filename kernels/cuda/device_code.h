@@ -30,21 +30,22 @@ inline constexpr int kWarpSize = 32;
 HALFSTEP_DEVICE int Lane() { return ThreadIndex() % kWarpSize; }
 HALFSTEP_DEVICE int Warp() { return ThreadIndex() / kWarpSize; }
 
-// 16 bytes, the widest access of one thread.
-template <class T>
-struct alignas(16) Pack {
-  static constexpr int kCount = 16 / sizeof(T);
+// 16 bytes, the widest access of one thread, or fewer.
+template <class T, int count = 16 / sizeof(T)>
+struct alignas(count * sizeof(T)) Pack {
+  static constexpr int kCount = count;
   T values[kCount];
 };
 
-// p[i .. i + Pack::kCount); the address must be a multiple of 16 bytes, which the emulator checks.
+// p[i .. i + Pack::kCount); the address must be a multiple of the size of the pack, which the
+// emulator checks.
 template <class T>
 HALFSTEP_DEVICE Pack<T> LoadPack(Pointer<const T> p, int64_t i) {
   return *PackAddress<const Pack<T>>(p, i);
 }
-template <class T>
-HALFSTEP_DEVICE void StorePack(Pointer<T> p, int64_t i, const Pack<T>& pack) {
-  *PackAddress<Pack<T>>(p, i) = pack;
+template <class T, int count>
+HALFSTEP_DEVICE void StorePack(Pointer<T> p, int64_t i, const Pack<T, count>& pack) {
+  *PackAddress<Pack<T, count>>(p, i) = pack;
 }
 
 // A forward store: FP16 saturates at +-65504 and is counted, NaN stays NaN; other types as they

@@ -14,6 +14,9 @@
 #define HALFSTEP_KERNEL __global__
 #define HALFSTEP_DEVICE __device__ __forceinline__
 #define HALFSTEP_HOST_DEVICE __host__ __device__ __forceinline__
+// Before a parameter of a kernel that is an array indexed at run time: each thread would copy it to
+// local memory otherwise. Makes it const.
+#define HALFSTEP_INDEXED const __grid_constant__
 
 namespace halfstep::cuda {
 
@@ -147,6 +150,7 @@ HALFSTEP_DEVICE void MatrixMultiplyAdd(float (&d)[4], const uint32_t (&a)[4],
 HALFSTEP_DEVICE float Fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 HALFSTEP_DEVICE double Fma(double a, double b, double c) { return __fma_rn(a, b, c); }
 HALFSTEP_DEVICE float SquareRoot(float x) { return __fsqrt_rn(x); }
+HALFSTEP_DEVICE double SquareRoot(double x) { return __dsqrt_rn(x); }
 // 2^x within two units in the last place; the emulator's low bits may differ from the chip's.
 HALFSTEP_DEVICE float Exp2Approximate(float x) {
   float y;

@@ -22,7 +22,8 @@ void Accumulate(const ExecContext& ctx, ConstTensor x, Tensor y);
 // y = x in the dtype of y, round to nearest even; x, y in {fp16, bf16, fp32}; equal element counts.
 void Cast(const ExecContext& ctx, ConstTensor x, Overflow overflow, Tensor y);
 
-// Bytes of equal count.
+// Bytes of equal count. With a CUDA context x or y may be on the CPU: that memory must stay, and y
+// is there, once the stream is synchronised.
 void Copy(const ExecContext& ctx, ConstTensor x, Tensor y);
 void FillZero(const ExecContext& ctx, Tensor y);
 
@@ -30,10 +31,12 @@ void FillZero(const ExecContext& ctx, Tensor y);
 void SplitColumns(const ExecContext& ctx, ConstTensor x, std::span<const Tensor> outs);
 void ConcatColumns(const ExecContext& ctx, std::span<const ConstTensor> ins, Tensor y);
 
-// y[i, :] = x[rows[i], :]. rows: int32 [count], ascending and distinct; x: [tokens, width]; y:
+// y[i, :] = x[rows[i], :]. rows: int32 [count], ascending and distinct, within x (CHECKed on the
+// CPU; on CUDA a row outside gives bytes of 0xff, a NaN of every type); x: [tokens, width]; y:
 // [count, width].
 void GatherRows(const ExecContext& ctx, ConstTensor x, ConstTensor rows, Tensor y);
-// The transpose of GatherRows: y is zero except y[rows[i], :] = x[i, :].
+// The transpose of GatherRows: y is zero except y[rows[i], :] = x[i, :]. On CUDA a row outside y is
+// left out.
 void ScatterRows(const ExecContext& ctx, ConstTensor x, ConstTensor rows, Tensor y);
 
 }  // namespace halfstep

@@ -25,8 +25,9 @@ struct ProjectedHeads {
   ConstTensor rope_table;  // FP32 [positions, 2, head_dim / 2] (ops/rope.h)
 };
 
-// q, k: normalised (where there is a weight) and rotated, rounded once; v: rounded.
-// q: [tokens, heads, head_dim]; k, v: [tokens, kv_heads, head_dim].
+// q, k: normalised (where there is a weight) and rotated, rounded once; v: rounded. Positions
+// outside the table are treated as by Rope. q: [tokens, heads, head_dim]; k, v: [tokens, kv_heads,
+// head_dim].
 void FinishHeads(const ExecContext& ctx, const ProjectedHeads& in, Tensor q, Tensor k, Tensor v);
 
 }  // namespace halfstep

@@ -25,11 +25,12 @@ struct RopeParameters {
 
 // Fills table: FP32 [positions, 2, head_dim / 2], cosines then sines of position * frequency.
 // Computed in double on the host and rounded once, so both engines may share the same bytes. CPU
-// memory only.
+// memory only; CUDA takes a copy (ops/elementwise.h).
 void FillRopeTable(const RopeParameters& parameters, Tensor table);
 
 // x, y: [tokens, heads, head_dim] (may be the same memory); positions: int32 [tokens], below
-// table.dim(0). Computed in FP32, rounded on the store.
+// table.dim(0). Computed in FP32, rounded on the store. A position outside the table is CHECKed on
+// the CPU; on CUDA, where the host does not see it, the token becomes NaN.
 void Rope(const ExecContext& ctx, ConstTensor x, ConstTensor positions, ConstTensor table,
           Tensor y);
 

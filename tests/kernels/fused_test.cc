@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 #include <string>
 
@@ -90,8 +91,9 @@ struct HeadCase {
     q_norm = random.Normal(dtype, {head_dim}, 0.3, 1);
     k_norm = random.Normal(dtype, {head_dim}, 0.3, 1);
     positions = random.Ids(tokens, 50);
-    table = Zeros(DType::kFloat32, {50, 2, head_dim / 2});
-    FillRopeTable({}, table);
+    OwnedTensor on_host("test", DType::kFloat32, {50, 2, head_dim / 2});
+    FillRopeTable({}, on_host);
+    table = test::As(DType::kFloat32, on_host);
     q = Zeros(dtype, {tokens, heads, head_dim});
     k = Zeros(dtype, {tokens, kv_heads, head_dim});
     v = Zeros(dtype, {tokens, kv_heads, head_dim});
@@ -172,6 +174,23 @@ TEST(FinishHeadsTest, IsNearerToTheSpecificationThanTheOperationsItStandsFor) {
     RmsNorm(ctx, rows, in.q_norm, kEpsilon, rows, Tensor());
     Rope(ctx, plain, in.positions, in.table, plain);
     EXPECT_LT(RelativeL2(in.q, want), 0.75 * RelativeL2(plain, want)) << Name(dtype);
+  }
+}
+
+TEST(FinishHeadsDeathTest, PositionOutsideTheTableIsAnInvariant) {
+  HeadCase in(DType::kFloat16, 2, 1, 1, 8);
+  for (const int32_t position : {-1, 50}) {
+    in.positions = test::Ints({position, 0});
+    if (!test::kEmulated) {
+      EXPECT_DEATH(in.Run(TestContext(), true), "check failed");
+      continue;
+    }
+    // The host does not see it: the result says so.
+    in.Run(TestContext(), true);
+    for (int64_t i = 0; i < 16; ++i) {
+      EXPECT_EQ(std::isnan(LoadDouble(in.q, i)), i < 8);
+      EXPECT_EQ(std::isnan(LoadDouble(in.k, i)), i < 8);
+    }
   }
 }
 

@@ -24,9 +24,9 @@ using test::Zeros;
 constexpr int64_t kPositions = 300;
 
 OwnedTensor Table(int64_t head_dim, const RopeParameters& parameters = {}) {
-  OwnedTensor table = Zeros(DType::kFloat32, {kPositions, 2, head_dim / 2});
+  OwnedTensor table("test", DType::kFloat32, {kPositions, 2, head_dim / 2});
   FillRopeTable(parameters, table);
-  return table;
+  return As(DType::kFloat32, table);
 }
 
 struct Inputs {
@@ -79,7 +79,7 @@ TEST(RopeTest, ReferenceMatchesFiniteDifferences) {
 TEST(RopeTest, BitsDoNotDependOnThreadsOrTargetOrPlace) {
   for (const DType dtype : test::kRealDTypes) {
     for (const int64_t head_dim : {24, 32}) {
-      const Inputs in(dtype, 700, 6, head_dim);
+      const Inputs in(dtype, test::Many(700, 30), 6, head_dim);
       const OwnedTensor table = Table(head_dim);
       test::ExpectSameBitsOnEveryMachine(Name(dtype), [&](const ExecContext& ctx) {
         std::vector<OwnedTensor> out;
@@ -148,6 +148,15 @@ TEST(RopeDeathTest, PositionOutsideTheTableIsAnInvariant) {
   const OwnedTensor table = Table(8);
   OwnedTensor x = Zeros(DType::kFloat16, {1, 2, 8});
   for (const int32_t position : {-1, static_cast<int32_t>(kPositions)}) {
+    if (test::kEmulated) {  // The host does not see it: the result says so.
+      const OwnedTensor two = Zeros(DType::kFloat16, {2, 2, 8});
+      OwnedTensor y = Zeros(DType::kFloat16, {2, 2, 8});
+      for (const auto& rotate : {&Rope, &RopeBackward}) {
+        rotate(ctx, two, test::Ints({position, 0}), table, y);
+        for (int64_t i = 0; i < 32; ++i) EXPECT_EQ(std::isnan(test::LoadDouble(y, i)), i < 16);
+      }
+      continue;
+    }
     EXPECT_DEATH(Rope(ctx, x, test::Ints({position}), table, x), "check failed");
     EXPECT_DEATH(RopeBackward(ctx, x, test::Ints({position}), table, x), "check failed");
   }

@@ -20,6 +20,7 @@
 #define HALFSTEP_KERNEL inline
 #define HALFSTEP_DEVICE inline
 #define HALFSTEP_HOST_DEVICE inline
+#define HALFSTEP_INDEXED const
 
 namespace halfstep::cuda {
 
@@ -58,12 +59,12 @@ class Pointer {
     }
     return data_ + i;
   }
-  // The same for 16 bytes, whose address must be a multiple of 16.
-  T* CheckedVector(int64_t i) const {
-    T* const address = Checked(i, 16 / static_cast<int64_t>(sizeof(T)));
-    if (reinterpret_cast<uintptr_t>(address) % 16 != 0) {
-      emulator::Fail("16 bytes from element " + std::to_string(data_ - begin_ + i) +
-                     " on are not aligned");
+  // The same for some bytes at an address that must be a multiple of their number.
+  T* CheckedVector(int64_t i, size_t bytes = 16) const {
+    T* const address = Checked(i, static_cast<int64_t>(bytes / sizeof(T)));
+    if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
+      emulator::Fail(std::to_string(bytes) + " bytes from element " +
+                     std::to_string(data_ - begin_ + i) + " on are not aligned");
     }
     return address;
   }
@@ -76,8 +77,7 @@ class Pointer {
 
 template <class P, class T>
 P* PackAddress(Pointer<T> p, int64_t i) {
-  static_assert(sizeof(P) == 16);
-  return reinterpret_cast<P*>(p.CheckedVector(i));
+  return reinterpret_cast<P*>(p.CheckedVector(i, sizeof(P)));
 }
 
 inline int ThreadIndex() { return emulator::Place().thread; }
@@ -237,6 +237,7 @@ void MatrixMultiplyAdd(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b
 inline float Fma(float a, float b, float c) { return std::fma(a, b, c); }
 inline double Fma(double a, double b, double c) { return std::fma(a, b, c); }
 inline float SquareRoot(float x) { return std::sqrt(x); }
+inline double SquareRoot(double x) { return std::sqrt(x); }
 inline float Exp2Approximate(float x) { return std::exp2(x); }
 inline float BitsToFloat(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline uint32_t FloatToBits(float x) { return std::bit_cast<uint32_t>(x); }
