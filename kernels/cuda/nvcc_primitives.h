@@ -14,6 +14,9 @@
 #define HALFSTEP_KERNEL __global__
 #define HALFSTEP_DEVICE __device__ __forceinline__
 #define HALFSTEP_HOST_DEVICE __host__ __device__ __forceinline__
+// Between `void` and the name of a kernel: it is started with at most `threads` threads a block,
+// and takes no more registers than let `blocks` of them share a multiprocessor.
+#define HALFSTEP_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 
 namespace halfstep::cuda {
 
@@ -59,6 +62,13 @@ template <class T>
 HALFSTEP_DEVICE Pointer<T> SharedMemory(size_t byte_offset, int64_t count) {
   extern __shared__ __align__(128) unsigned char halfstep_shared_memory[];
   return Pointer<T>(reinterpret_cast<T*>(halfstep_shared_memory + byte_offset), count);
+}
+
+// x, of which the compiler no longer knows whence it is: what depends on it is computed where it is
+// used instead of being kept in registers from an earlier use.
+HALFSTEP_DEVICE int Recomputed(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
 
 HALFSTEP_DEVICE void SyncBlock() { __syncthreads(); }

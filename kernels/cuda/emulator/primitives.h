@@ -20,6 +20,7 @@
 #define HALFSTEP_KERNEL inline
 #define HALFSTEP_DEVICE inline
 #define HALFSTEP_HOST_DEVICE inline
+#define HALFSTEP_LAUNCH_BOUNDS(threads, blocks)
 
 namespace halfstep::cuda {
 
@@ -58,12 +59,12 @@ class Pointer {
     }
     return data_ + i;
   }
-  // The same for 16 bytes, whose address must be a multiple of 16.
-  T* CheckedVector(int64_t i) const {
-    T* const address = Checked(i, 16 / static_cast<int64_t>(sizeof(T)));
-    if (reinterpret_cast<uintptr_t>(address) % 16 != 0) {
-      emulator::Fail("16 bytes from element " + std::to_string(data_ - begin_ + i) +
-                     " on are not aligned");
+  // The same for `bytes` bytes, whose address must be a multiple of their number.
+  T* CheckedVector(int64_t i, size_t bytes = 16) const {
+    T* const address = Checked(i, static_cast<int64_t>(bytes / sizeof(T)));
+    if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
+      emulator::Fail(std::to_string(bytes) + " bytes from element " +
+                     std::to_string(data_ - begin_ + i) + " on are not aligned");
     }
     return address;
   }
@@ -76,8 +77,8 @@ class Pointer {
 
 template <class P, class T>
 P* PackAddress(Pointer<T> p, int64_t i) {
-  static_assert(sizeof(P) == 16);
-  return reinterpret_cast<P*>(p.CheckedVector(i));
+  static_assert(sizeof(P) == alignof(P) && sizeof(P) <= 16);
+  return reinterpret_cast<P*>(p.CheckedVector(i, sizeof(P)));
 }
 
 inline int ThreadIndex() { return emulator::Place().thread; }
@@ -93,6 +94,8 @@ Pointer<T> SharedMemory(size_t byte_offset, int64_t count) {
                         byte_offset, static_cast<size_t>(count) * sizeof(T))),
                     count);
 }
+
+inline int Recomputed(int x) { return x; }
 
 inline void SyncBlock() { emulator::Barrier(); }
 inline void SyncWarp() {
@@ -211,10 +214,10 @@ void MultiplyFragments(const WarpExchange& x) {
     const auto* const own = static_cast<const float*>(x.output[l]);
     const int row = l / 4, column = l % 4 * 2;
     for (int i = 0; i < 4; ++i) {
-      std::memcpy(&a[row + i % 2 * 8][column + i / 2 * 8], &in.a[i], 4);
+      std::memcpy(&a[row + i % 2 * 8][column + i / 2 * 8].bits, &in.a[i], 4);
       d[ResultRow(l, i)][ResultColumn(l, i)] = own[i];
     }
-    for (int i = 0; i < 2; ++i) std::memcpy(&b[row][column + i * 8], &in.b[i], 4);
+    for (int i = 0; i < 2; ++i) std::memcpy(&b[row][column + i * 8].bits, &in.b[i], 4);
   }
   TensorCoreMultiplyAdd(a, b, d);
   for (int l = 0; l < 32; ++l) {
