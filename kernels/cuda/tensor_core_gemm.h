@@ -80,8 +80,7 @@ class Factor {
       const Pointer<T> chunk = to + Place(r, ThreadIndex() % kChunks);
       const bool in_rows = row + i * kRowsAtOnce < rows_;
       if constexpr (kAligned) {
-        const bool valid = in_rows && column < width_;
-        CopyAsync16(chunk, valid ? from + i * stride : matrix_, valid);
+        CopyAsync16(chunk, from + i * stride, in_rows && column < width_);
       } else {
 #pragma unroll
         for (int j = 0; j < kChunk; ++j) {

@@ -13,6 +13,7 @@
 
 #include "kernels/cuda/emulator/emulator.h"
 #include "kernels/cuda/emulator/tensor_core.h"
+#include "kernels/ops/linear.h"
 #include "tests/kernels/op_test.h"
 
 namespace halfstep::cuda {
@@ -263,6 +264,45 @@ TEST(Fp32ProductTest, IsOneFusedChainOnEveryTile) {
         }
       }
     }
+  }
+}
+
+// Linear layers of which a part is FP32 go to Fp32Product, and sum the bias's gradient in one
+// chain.
+TEST(LinearTest, Fp32BesideA16BitWeightTakesTheFp32Chain) {
+  const TestContext ctx;
+  for (const DType half : kHalves) {
+    Random random(6);
+    const Sizes sizes{21, 18, 40};
+    const auto make = [&](ProductKind kind) {
+      return Case(random, kind, {DType::kFloat32, half}, sizes);
+    };
+    const Case forward = make(ProductKind::kForward);
+    OwnedTensor want = forward.Before(DType::kFloat32), y = forward.Before(DType::kFloat32);
+    Fp32Product(ctx, forward.Into(want));
+    halfstep::Linear(ctx, forward.left, {forward.right, {}, forward.bias}, y);
+    EXPECT_TRUE(SameBits(y, want, "forward"));
+
+    const Case input = make(ProductKind::kBackwardInput);
+    for (const DType result : {half, DType::kFloat32}) {
+      OwnedTensor want_dx = input.Before(result), dx = input.Before(result);
+      Fp32Product(ctx, input.Into(want_dx));
+      halfstep::LinearBackwardInput(ctx, input.left, {input.right, {}, {}}, dx);
+      EXPECT_TRUE(SameBits(dx, want_dx, "backward input"));
+    }
+
+    const Case weight = make(ProductKind::kBackwardWeight);
+    OwnedTensor want_dw = weight.Before(DType::kFloat32), dw = weight.Before(DType::kFloat32);
+    OwnedTensor dbias = random.Normal(DType::kFloat32, {sizes.m});
+    OwnedTensor want_dbias = test::As(DType::kFloat32, dbias);
+    for (int64_t m = 0; m < sizes.m; ++m) {
+      float& chain = want_dbias.view().as<float>()[m];
+      for (int64_t k = 0; k < sizes.k; ++k) chain += static_cast<float>(weight.Left(m, k));
+    }
+    Fp32Product(ctx, weight.Into(want_dw));
+    halfstep::LinearBackwardWeight(ctx, weight.left, weight.right, dw, dbias);
+    EXPECT_TRUE(SameBits(dw, want_dw, "backward weight"));
+    EXPECT_TRUE(SameBits(dbias, want_dbias, "backward bias"));
   }
 }
 
