@@ -11,18 +11,47 @@
 namespace halfstep::cuda {
 namespace {
 
-constexpr int kThreads = 64;
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarpSize;
+constexpr int kSlice = 128;  // rows in shared memory at a time
+constexpr size_t kSliceElements = size_t{kSlice} * kWarpSize;
 
-// A thread per column: its chain over ascending rows continues from what `sums` holds.
+// A block per 32 columns: all its warps bring the next rows while the first one adds those that are
+// in shared memory, each lane a column, in a chain over ascending rows that continues from what
+// `sums` holds. So the chain of additions is the limit and not the latency of memory.
 template <class T>
 HALFSTEP_KERNEL void SumColumns(int64_t rows, int64_t columns, Pointer<const T> x,
                                 Pointer<float> sums) {
-  const int64_t column = int64_t{BlockX()} * kThreads + ThreadIndex();
-  if (column >= columns) return;
-  float sum = sums[column];
-#pragma unroll 8
-  for (int64_t row = 0; row < rows; ++row) sum += Widen(x[row * columns + column]);
-  sums[column] = sum;
+  const int64_t column = int64_t{BlockX()} * kWarpSize + Lane();
+  const bool inside = column < columns;
+  const bool adds = Warp() == 0 && inside;
+  const auto stage = [](int s) {
+    return SharedMemory<float>(s * kSliceElements * sizeof(float), kSliceElements);
+  };
+  float values[kSlice / kWarps];
+  const auto read = [&](int64_t first) {
+#pragma unroll
+    for (int i = 0; i < kSlice / kWarps; ++i) {
+      const int64_t row = first + Warp() + i * kWarps;
+      values[i] = inside && row < rows ? Widen(x[row * columns + column]) : 0.0f;
+    }
+  };
+  float sum = adds ? sums[column] : 0.0f;
+  read(0);
+  for (int64_t first = 0, s = 0; first < rows; first += kSlice, s ^= 1) {
+    const Pointer<float> slice = stage(static_cast<int>(s));
+#pragma unroll
+    for (int i = 0; i < kSlice / kWarps; ++i) {
+      slice[(Warp() + i * kWarps) * kWarpSize + Lane()] = values[i];
+    }
+    SyncBlock();  // The other slice is read until the next one.
+    if (first + kSlice < rows) read(first + kSlice);
+    if (!adds) continue;
+    const int count = rows - first < kSlice ? static_cast<int>(rows - first) : kSlice;
+#pragma unroll 16
+    for (int row = 0; row < count; ++row) sum += slice[row * kWarpSize + Lane()];
+  }
+  if (adds) sums[column] = sum;
 }
 
 HALFSTEP_KERNEL void SaturateElements(int64_t count, Pointer<Float16> x,
@@ -71,8 +100,10 @@ void LinearBackwardWeight(const ExecContext& ctx, ConstTensor dy, ConstTensor x,
   if (dbias.empty()) return;
   DispatchFloat(dy.dtype(), [&]<class T>() {
     const int64_t columns = dy.dim(1);
-    Launch(ctx, {"LinearBackwardWeight bias", CeilDivide(columns, kThreads), 1, kThreads},
-           SumColumns<T>, dy.dim(0), columns, PointerTo<const T>(dy), PointerTo<float>(dbias));
+    const LaunchShape shape{"LinearBackwardWeight bias", CeilDivide(columns, kWarpSize), 1,
+                            kThreads, 2 * kSliceElements * sizeof(float)};
+    Launch(ctx, shape, SumColumns<T>, dy.dim(0), columns, PointerTo<const T>(dy),
+           PointerTo<float>(dbias));
   });
 }
 

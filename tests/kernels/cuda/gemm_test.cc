@@ -273,7 +273,7 @@ TEST(LinearTest, Fp32BesideA16BitWeightTakesTheFp32Chain) {
   const TestContext ctx;
   for (const DType half : kHalves) {
     Random random(6);
-    const Sizes sizes{21, 18, 40};
+    const Sizes sizes{37, 18, 300};
     const auto make = [&](ProductKind kind) {
       return Case(random, kind, {DType::kFloat32, half}, sizes);
     };
