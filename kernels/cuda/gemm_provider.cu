@@ -77,9 +77,9 @@ class Operation {
       Set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
       Set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, product.bias.data());
     }
-    Describe(a_, factors, RightByInner(product.kind), {sizes.n, sizes.k});
-    Describe(b_, factors, LeftByInner(product.kind), {sizes.m, sizes.k});
-    Describe(result_, product.result.dtype(), false, {sizes.n, sizes.m});
+    SetLayout(a_, factors, RightByInner(product.kind), {sizes.n, sizes.k});
+    SetLayout(b_, factors, LeftByInner(product.kind), {sizes.m, sizes.k});
+    SetLayout(result_, product.result.dtype(), false, {sizes.n, sizes.m});
   }
 
   cublasLtMatmulDesc_t description() { return &description_; }
@@ -97,8 +97,8 @@ class Operation {
     Require(cublasLtMatmulDescSetAttribute(&description_, attribute, &value, sizeof(value)),
             "attribute of a product");
   }
-  static void Describe(cublasLtMatrixLayoutOpaque_t& layout, DType dtype, bool by_inner,
-                       Extent extent) {
+  static void SetLayout(cublasLtMatrixLayoutOpaque_t& layout, DType dtype, bool by_inner,
+                        Extent extent) {
     const int64_t rows = by_inner ? extent.inner : extent.outer;
     const int64_t columns = by_inner ? extent.outer : extent.inner;
     Require(cublasLtMatrixLayoutInit(&layout, DataType(dtype), static_cast<uint64_t>(rows),
