@@ -1,4 +1,7 @@
-# The CUDA toolchain of the preset cuda: nvcc on PATH, in $CUDACXX, or where NVIDIA installs it.
+# The CUDA toolchain: nvcc on PATH, in $CUDACXX, or where NVIDIA installs it. With HALFSTEP_CUDA all of
+# it must be there; without, HALFSTEP_HAS_NVCC says whether kernels can be compiled for the sake of
+# the compiler's word on them.
+set(HALFSTEP_HAS_NVCC OFF)
 if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
   find_program(NVCC_PROGRAM nvcc PATHS /usr/local/cuda/bin)
   if(NVCC_PROGRAM)
@@ -8,11 +11,17 @@ endif()
 include(CheckLanguage)
 check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)
-  message(FATAL_ERROR "HALFSTEP_CUDA is on and there is no nvcc that works: install the CUDA toolkit (12 or "
-                      "later), or name its compiler with CUDACXX=/path/to/nvcc, or build without CUDA (preset release)")
+  if(HALFSTEP_CUDA)
+    message(FATAL_ERROR "HALFSTEP_CUDA is on and there is no nvcc that works: install the CUDA toolkit (12 or "
+                        "later), or name its compiler with CUDACXX=/path/to/nvcc, or build without CUDA (preset release)")
+  endif()
+  return()
 endif()
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-  set(CMAKE_CUDA_ARCHITECTURES 80 90)
+  set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real)
+endif()
+if(CCACHE_PROGRAM)
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
 endif()
 enable_language(CUDA)
 if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # Debian 12's CMake does not know nvcc's
@@ -22,6 +31,11 @@ endif()
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_EXTENSIONS OFF)
+set(HALFSTEP_HAS_NVCC ON)
+if(NOT HALFSTEP_CUDA)
+  message(STATUS "CUDA: kernels are compiled for ${CMAKE_CUDA_ARCHITECTURES} and not linked")
+  return()
+endif()
 find_package(CUDAToolkit REQUIRED)
 find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
 find_library(NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR})

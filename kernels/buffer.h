@@ -11,12 +11,10 @@
 
 namespace halfstep {
 
-// Zero-filled at construction, 64-byte aligned; on the host backed by huge pages where the system
-// offers them, on a CUDA device its memory. Movable, not copyable. Construction throws
-// std::bad_alloc when the system refuses the memory; callers that allocate by a computed size
-// convert that into RESOURCE_EXHAUSTED at start-up. By its defaults the system refuses only what it
-// could never have, so they look at what is free first. Throws DeviceError (device_error.h) when
-// there is no such device, or the build has no CUDA.
+// Zero-filled, aligned to 64 bytes, on the host of huge pages where there are any. Movable, not
+// copyable. Construction throws std::bad_alloc when the system refuses the memory, which callers
+// turn into RESOURCE_EXHAUSTED at start-up (by its defaults it refuses only what it could never
+// have, so they look at what is free first), and DeviceError (device_error.h) without the device.
 class Buffer {
  public:
   Buffer() = default;

@@ -6,6 +6,8 @@
 
 #include "kernels/buffer.h"
 #include "kernels/device.h"
+#include "kernels/exec_context.h"
+#include "kernels/tensor.h"
 
 namespace halfstep {
 
@@ -22,6 +24,9 @@ class Stream {
   Device device() const { return device_; }
   // Waits until everything on the stream is done; throws when any of it failed.
   void Synchronize();
+  // Bytes of equal count, in the order of the stream, from a tensor of the host or the device to
+  // one of either. What is read from pageable host memory may be changed once this returns.
+  void Copy(ConstTensor from, Tensor to);
   // FP16 forward stores that saturated since the last call. Synchronises.
   int64_t TakeSaturatedStores();
 
@@ -36,5 +41,13 @@ class Stream {
   Buffer counter_;
   void* native_ = nullptr;
 };
+
+// Adds what the stream of `ctx` counted to ctx.saturated_stores; waits for the stream. Nothing to
+// do on the CPU.
+void AddSaturatedStores(const ExecContext& ctx);
+
+// Bytes of equal count from a tensor of the host or a device to one of either, after all that the
+// device has been given before; done on return. For what is rare: loading, saving, publishing.
+void CopyAndWait(ConstTensor from, Tensor to);
 
 }  // namespace halfstep

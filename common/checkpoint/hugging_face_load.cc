@@ -15,6 +15,8 @@
 #include "common/checkpoint/hugging_face.h"
 #include "common/checkpoint/safetensors.h"
 #include "common/checkpoint/weight_conversion.h"
+#include "kernels/buffer.h"
+#include "kernels/stream.h"
 
 namespace halfstep {
 namespace {
@@ -170,9 +172,15 @@ absl::Status LoadHuggingFaceWeights(const HuggingFaceModel& model, ParameterBuff
   const auto& specs = parameters->layout().specs();
   for (size_t i = 0; i < specs.size(); ++i) {
     for (const HuggingFaceSlice& slice : specs[i].slices) {
-      HALFSTEP_RETURN_IF_ERROR(
-          LoadTensor(folder.tensors().at(slice.name),
-                     parameters->view(static_cast<int>(i)).Rows(slice.first_row, slice.rows)));
+      const auto& source = folder.tensors().at(slice.name);
+      const Tensor rows = parameters->view(static_cast<int>(i)).Rows(slice.first_row, slice.rows);
+      if (rows.device() == kCpuDevice) {
+        HALFSTEP_RETURN_IF_ERROR(LoadTensor(source, rows));
+        continue;
+      }
+      OwnedTensor host("loaded", rows.dtype(), rows.shape());
+      HALFSTEP_RETURN_IF_ERROR(LoadTensor(source, host));
+      CopyAndWait(host, rows);
     }
   }
   return absl::OkStatus();

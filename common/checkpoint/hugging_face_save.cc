@@ -11,6 +11,7 @@
 #include "common/checkpoint/hugging_face.h"
 #include "common/checkpoint/safetensors_writer.h"
 #include "common/checkpoint/weight_conversion.h"
+#include "kernels/host_copy.h"
 #include "nlohmann/json.hpp"
 
 namespace halfstep {
@@ -70,7 +71,7 @@ std::vector<SafetensorsSource> Sources(const ParameterBuffer& parameters, DType 
       for (int axis = 0; axis < rows.rank(); ++axis) source.shape.push_back(rows.dim(axis));
       source.fill = [rows, dtype, status, name = slice.name](void* out) {
         const ConversionCounts counts =
-            ConvertWeights(rows.data(), rows.dtype(), rows.elements(), dtype, out);
+            ConvertWeights(HostCopy(rows).view().data(), rows.dtype(), rows.elements(), dtype, out);
         const int64_t bad = counts.non_finite + counts.out_of_range;
         if (bad == 0) return;
         status->Update(

@@ -6,12 +6,15 @@
 #include <vector>
 
 #include "common/base/digest.h"
+#include "common/model/batch_indices.h"
 #include "common/model/transformer.h"
+#include "kernels/host_copy.h"
 #include "kernels/ops/attention.h"
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/log_prob.h"
 #include "kernels/ops/sampling.h"
 #include "kernels/philox.h"
+#include "kernels/stream.h"
 
 namespace halfstep {
 namespace {
@@ -65,6 +68,12 @@ std::vector<float> FixedValues(uint32_t tensor, int64_t count, float scale, floa
   return values;
 }
 
+OwnedTensor OnDevice(const ExecContext& ctx, const std::vector<float>& values, const Shape& shape) {
+  OwnedTensor tensor("fingerprint.values", DType::kFloat32, shape, ctx.device);
+  CopyAndWait(ConstTensor(values.data(), DType::kFloat32, shape), tensor);
+  return tensor;
+}
+
 ModelWeights FixedWeights(const ExecContext& ctx, const ModelConfig& config, DType dtype) {
   auto layout = std::make_shared<const ParameterLayout>(config);
   ModelWeights weights(config, layout, dtype, config.max_positions, ctx.device);
@@ -74,13 +83,13 @@ ModelWeights FixedWeights(const ExecContext& ctx, const ModelConfig& config, DTy
     const bool vector = view.rank() == 1;
     const std::vector<float> values = FixedValues(static_cast<uint32_t>(i), view.elements(),
                                                   vector ? 0.5f : 0.3f, vector ? 1.0f : 0.0f);
-    Cast(ctx, ConstTensor(values.data(), DType::kFloat32, view.shape()), Overflow::kSaturate, view);
+    Cast(ctx, OnDevice(ctx, values, view.shape()), Overflow::kSaturate, view);
   }
   // The learner's table is sent with its weights, so how this machine would compute one says
   // nothing.
   const Tensor table = weights.rope_table();
   const std::vector<float> angles = FixedValues(1000, table.elements(), 1.0f, 0.0f);
-  Copy(ctx, ConstTensor(angles.data(), DType::kFloat32, table.shape()), table);
+  CopyAndWait(ConstTensor(angles.data(), DType::kFloat32, table.shape()), table);
   weights.Pack(ctx);
   return weights;
 }
@@ -129,8 +138,11 @@ StepBatch InferBatch(int64_t begin) {
   return batch;
 }
 
-void Update(ConstTensor tensor, Digester* digester) {
-  digester->Update(tensor.data(), tensor.bytes());
+// Waits for the work that `tensor` comes from.
+void Update(const ExecContext& ctx, ConstTensor tensor, Digester* digester) {
+  if (ctx.stream != nullptr) ctx.stream->Synchronize();
+  const HostCopy host(tensor);
+  digester->Update(host.view().data(), tensor.bytes());
 }
 
 void DigestTraining(const ExecContext& ctx, const ModelWeights& weights, const Fp32Parts& fp32,
@@ -144,12 +156,12 @@ void DigestTraining(const ExecContext& ctx, const ModelWeights& weights, const F
   OwnedTensor log_probs("fingerprint.log_probs", DType::kFloat32, {rows}, ctx.device);
   OwnedTensor entropy("fingerprint.entropy", DType::kFloat32, {rows}, ctx.device);
   transformer.ForwardTrain(ctx, weights, batch, Recompute::kNone, &activations, hidden);
-  LmHeadLogProb(ctx, hidden, weights.head(),
-                ConstTensor(batch.targets.data(), DType::kInt32, {rows}), kTemperature, log_probs,
-                entropy, {});
-  Update(hidden, digester);
-  Update(log_probs, digester);
-  Update(entropy, digester);
+  Workspace::Scope scratch(ctx.workspace);
+  LmHeadLogProb(ctx, hidden, weights.head(), IndicesOf(ctx, batch.targets, &scratch), kTemperature,
+                log_probs, entropy, {});
+  Update(ctx, hidden, digester);
+  Update(ctx, log_probs, digester);
+  Update(ctx, entropy, digester);
 }
 
 // One row of every way to sample.
@@ -187,9 +199,9 @@ void DigestInference(const ExecContext& ctx, const ModelWeights& weights, const 
     std::vector<SamplingRow> sampling;
     for (int64_t row = 0; row < rows; ++row) sampling.push_back(RowOf(row));
     SampleTokens(ctx, logits, sampling, tokens, log_probs);
-    Update(hidden, digester);
-    Update(tokens, digester);
-    Update(log_probs, digester);
+    Update(ctx, hidden, digester);
+    Update(ctx, tokens, digester);
+    Update(ctx, log_probs, digester);
   }
 }
 

@@ -9,6 +9,7 @@
 
 #include "kernels/check.h"
 #include "kernels/philox.h"
+#include "kernels/stream.h"
 
 namespace halfstep {
 namespace {
@@ -73,6 +74,13 @@ void FillNormal(uint64_t seed, uint32_t parameter, double deviation, Tensor out)
 void InitializeParameters(const ModelConfig& config, uint64_t seed, ParameterBuffer* parameters) {
   HALFSTEP_CHECK(parameters->dtype() == DType::kFloat32);
   const ParameterLayout& layout = parameters->layout();
+  const Device device = parameters->flat().device();
+  if (device != kCpuDevice) {
+    ParameterBuffer host(parameters->shared_layout(), DType::kFloat32, "initial weights");
+    InitializeParameters(config, seed, &host);
+    CopyAndWait(host.flat(), parameters->flat());
+    return;
+  }
   const auto fill = [&](int parameter, float value) {
     if (parameter < 0) return;
     const Tensor view = parameters->view(parameter);

@@ -6,6 +6,7 @@
 
 #include "kernels/check.h"
 #include "kernels/ops/rope.h"
+#include "kernels/stream.h"
 
 namespace halfstep {
 namespace {
@@ -43,7 +44,9 @@ ModelWeights::ModelWeights(const ModelConfig& config, std::shared_ptr<const Para
     : config_(config),
       parameters_(std::move(layout), dtype, "weights", device),
       rope_table_("rope_table", DType::kFloat32, {rope_positions, 2, config.head_dim / 2}, device) {
-  FillRopeTable(config_.rope, rope_table_.view());
+  OwnedTensor host_table("rope_table", DType::kFloat32, rope_table_.view().shape());
+  FillRopeTable(config_.rope, host_table);
+  CopyAndWait(host_table, rope_table_);
 
   const auto& specs = parameters_.layout().specs();
   std::vector<size_t> offsets(specs.size());

@@ -54,14 +54,14 @@ size_t TrainActivations::Impl::Bytes(const ModelConfig& config, const Activation
 }
 
 void TrainActivations::Impl::Reserve(const ModelConfig& config, const ActivationDTypes& dtypes,
-                                     const PackedBatch& batch, Recompute mode) {
+                                     const PackedBatch& batch, Recompute mode, Device device) {
   recompute = mode;
   const auto tokens = static_cast<int64_t>(batch.tokens.size());
   const auto rows = static_cast<int64_t>(batch.logit_rows.size());
   const size_t needed = Bytes(config, dtypes, tokens, rows);
-  if (needed > arena_.bytes()) {
+  if (needed > arena_.bytes() || arena_.device() != device) {
     arena_ = Buffer();  // give back first, so that old and new never exist together
-    arena_ = Buffer("activations", needed);
+    arena_ = Buffer("activations", needed, device);
   }
   size_t used = 0;
   Carve(config, dtypes, tokens, rows, [&](DType type, const Shape& shape) {

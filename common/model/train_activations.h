@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include "common/model/batch_indices.h"
 #include "common/model/transformer.h"
 #include "common/model/transformer_layer.h"
 #include "kernels/buffer.h"
@@ -53,9 +54,10 @@ LayerActivations TakeLayerActivations(const ModelConfig& config, const Activatio
 }
 
 struct TrainActivations::Impl {
-  // Carves the views of one batch out of the arena, growing it when the batch is the largest yet.
+  // Carves the views of one batch out of the arena on `device`, growing it when the batch is the
+  // largest yet.
   void Reserve(const ModelConfig& config, const ActivationDTypes& dtypes, const PackedBatch& batch,
-               Recompute mode);
+               Recompute mode, Device device);
   // What a batch of `tokens`, `rows` of them logit rows, takes of the arena.
   size_t Bytes(const ModelConfig& config, const ActivationDTypes& dtypes, int64_t tokens,
                int64_t rows);
@@ -74,11 +76,6 @@ struct TrainActivations::Impl {
   Buffer arena_;
 };
 
-// A view of host indices, as the CPU backend reads them in place.
-inline ConstTensor IndexView(const std::vector<int32_t>& indices) {
-  return {indices.data(), DType::kInt32, {static_cast<int64_t>(indices.size())}};
-}
-
 // Rows that a layer computes after its attention: those that are read later.
 inline int64_t OutputRows(const ModelConfig& config, int64_t layer, int64_t tokens,
                           int64_t logit_rows) {
@@ -90,12 +87,12 @@ inline float ScoreScale(const ModelConfig& config) {
 }
 
 inline PackedAttention PackedAttentionOf(const ModelConfig& config, const HeadTensors& heads,
-                                         const PackedBatch& batch) {
-  return {heads.q, heads.k, heads.v, IndexView(batch.cu_seqlens), ScoreScale(config)};
+                                         const PackedIndices& indices) {
+  return {heads.q, heads.k, heads.v, indices.cu_seqlens, ScoreScale(config)};
 }
 
 // One layer up to gate_up, everything kept in `saved`. x: [tokens, hidden].
-void ForwardLayerForTraining(const LayerPass& pass, const PackedBatch& batch, ConstTensor x,
+void ForwardLayerForTraining(const LayerPass& pass, const PackedIndices& indices, ConstTensor x,
                              const LayerActivations& saved);
 
 }  // namespace halfstep

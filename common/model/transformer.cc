@@ -19,8 +19,8 @@ namespace halfstep {
 namespace {
 
 // The attention's out projection and residual, for the rows of `mid` only: all of them, or `rows`.
-void ForwardMid(const LayerPass& pass, ConstTensor attention, ConstTensor x,
-                const std::vector<int32_t>& rows, Tensor mid) {
+void ForwardMid(const LayerPass& pass, ConstTensor attention, ConstTensor x, ConstTensor rows,
+                Tensor mid) {
   const ConstTensor flat = attention.Reshape({x.dim(0), pass.config().q_width()});
   if (mid.dim(0) == x.dim(0)) {
     ForwardAttentionOut(pass, flat, x, mid);
@@ -29,19 +29,17 @@ void ForwardMid(const LayerPass& pass, ConstTensor attention, ConstTensor x,
   Workspace::Scope scratch(pass.ctx.workspace);
   const Tensor attention_rows = scratch.Take(flat.dtype(), {mid.dim(0), pass.config().q_width()});
   const Tensor x_rows = scratch.Take(x.dtype(), mid.shape());
-  GatherRows(pass.ctx, flat, IndexView(rows), attention_rows);
-  GatherRows(pass.ctx, x, IndexView(rows), x_rows);
+  GatherRows(pass.ctx, flat, rows, attention_rows);
+  GatherRows(pass.ctx, x, rows, x_rows);
   ForwardAttentionOut(pass, attention_rows, x_rows, mid);
 }
 
-PagedBatch PagedBatchOf(const StepBatch& batch) {
-  return {IndexView(batch.query_start), IndexView(batch.context),
-          IndexView(batch.block_tables)
-              .Reshape({static_cast<int64_t>(batch.context.size()), batch.max_blocks})};
+PagedBatch PagedBatchOf(const StepIndices& indices) {
+  return {indices.query_start, indices.context, indices.block_tables};
 }
 
 // One layer over the paged cache. output: [tokens or logit rows, hidden].
-void ForwardLayerForInference(const LayerPass& pass, const StepBatch& batch,
+void ForwardLayerForInference(const LayerPass& pass, const StepIndices& indices,
                               const KvCacheLayer& cache, ConstTensor x, Tensor output) {
   const ModelConfig& config = pass.config();
   const DType dtype = pass.weights.dtype();
@@ -56,15 +54,15 @@ void ForwardLayerForInference(const LayerPass& pass, const StepBatch& batch,
   heads.q_raw = heads.q.Reshape({tokens, config.q_width()});
   heads.k_raw = heads.k.Reshape({tokens, config.kv_width()});
   ForwardHeads(pass, x, Tensor(), heads);
-  WriteKvCache(pass.ctx, heads.k, heads.v, IndexView(batch.slots), cache);
+  WriteKvCache(pass.ctx, heads.k, heads.v, indices.slots, cache);
   if (rows == 0) return;  // a prefill chunk of which nothing but the cache is wanted
 
   const Tensor attention = scratch.Take(dtype, heads.q.shape());
-  PagedCausalAttention(pass.ctx, heads.q, cache, PagedBatchOf(batch), ScoreScale(config),
+  PagedCausalAttention(pass.ctx, heads.q, cache, PagedBatchOf(indices), ScoreScale(config),
                        attention);
 
   const Tensor mid = scratch.Take(x.dtype(), output.shape());
-  ForwardMid(pass, attention, x, batch.logit_rows, mid);
+  ForwardMid(pass, attention, x, indices.logit_rows, mid);
   const Tensor gate_up = scratch.Take(dtype, {rows, 2 * config.intermediate_size});
   ForwardGateUp(pass, mid, Tensor(), gate_up);
   ForwardDown(pass, gate_up, mid, output);
@@ -92,7 +90,7 @@ struct FastStream {
 // The same layer for the fast profile: products stay FP32 until the operation after them, which is
 // fused with whatever rounds next (kernels/ops/fused.h). `next_norm` is the norm that the layer's
 // output meets first.
-void ForwardLayerFast(const LayerPass& pass, const StepBatch& batch, const KvCacheLayer& cache,
+void ForwardLayerFast(const LayerPass& pass, const StepIndices& indices, const KvCacheLayer& cache,
                       int next_norm, const FastStream& in, const FastStream& out) {
   const ModelConfig& config = pass.config();
   const DType dtype = pass.weights.dtype();
@@ -114,18 +112,18 @@ void ForwardLayerFast(const LayerPass& pass, const StepBatch& batch, const KvCac
   heads.positions = pass.positions;
   heads.rope_table = pass.weights.rope_table();
   FinishHeads(pass.ctx, heads, q, k, v);
-  WriteKvCache(pass.ctx, k, v, IndexView(batch.slots), cache);
+  WriteKvCache(pass.ctx, k, v, indices.slots, cache);
   if (rows == 0) return;
 
   const Tensor attended = scratch.Take(dtype, q.shape());
-  PagedCausalAttention(pass.ctx, q, cache, PagedBatchOf(batch), ScoreScale(config), attended);
+  PagedCausalAttention(pass.ctx, q, cache, PagedBatchOf(indices), ScoreScale(config), attended);
   ConstTensor attention = attended.Reshape({tokens, config.q_width()});
   ConstTensor x = in.x;
   if (rows != tokens) {
     const Tensor attention_rows = scratch.Take(dtype, {rows, config.q_width()});
     const Tensor x_rows = scratch.Take(x.dtype(), out.x.shape());
-    GatherRows(pass.ctx, attention, IndexView(batch.logit_rows), attention_rows);
-    GatherRows(pass.ctx, x, IndexView(batch.logit_rows), x_rows);
+    GatherRows(pass.ctx, attention, indices.logit_rows, attention_rows);
+    GatherRows(pass.ctx, x, indices.logit_rows, x_rows);
     attention = attention_rows;
     x = x_rows;
   }
@@ -152,18 +150,19 @@ void ForwardInferFast(const ExecContext& ctx, const ModelWeights& weights, DType
   const int64_t rows = hidden.dim(0);
   const ParameterLayout& layout = weights.parameters().layout();
   Workspace::Scope scratch(ctx.workspace);
+  const StepIndices indices = IndicesOf(ctx, batch, &scratch);
   const auto take = [&](DType dtype) { return scratch.Take(dtype, {tokens, config.hidden_size}); };
   FastStream in{take(residual), take(weights.dtype())};
   FastStream out{take(residual), take(weights.dtype())};
-  Embedding(ctx, IndexView(batch.tokens), weights.view(layout.embedding()), in.x);
+  Embedding(ctx, indices.tokens, weights.view(layout.embedding()), in.x);
   RmsNorm(ctx, in.x, weights.view(layout.layers()[0].attention_norm), config.rms_norm_epsilon,
           in.normed, Tensor());
   for (int64_t i = 0; i < config.layers; ++i) {
-    const LayerPass pass = {ctx, weights, layout.layers()[i], IndexView(batch.positions)};
+    const LayerPass pass = {ctx, weights, layout.layers()[i], indices.positions};
     const bool last = i + 1 == config.layers;
     FastStream to = out.Rows(OutputRows(config, i, tokens, rows));
     if (last && rows > 0) to.normed = hidden;
-    ForwardLayerFast(pass, batch, cache->layer(i),
+    ForwardLayerFast(pass, indices, cache->layer(i),
                      last ? layout.final_norm() : layout.layers()[i + 1].attention_norm, in, to);
     std::swap(in, out);
   }
@@ -171,13 +170,13 @@ void ForwardInferFast(const ExecContext& ctx, const ModelWeights& weights, DType
 
 }  // namespace
 
-void ForwardLayerForTraining(const LayerPass& pass, const PackedBatch& batch, ConstTensor x,
+void ForwardLayerForTraining(const LayerPass& pass, const PackedIndices& indices, ConstTensor x,
                              const LayerActivations& saved) {
   ForwardHeads(pass, x, saved.rstd_attention, saved.heads);
-  CausalAttention(pass.ctx, PackedAttentionOf(pass.config(), saved.heads, batch), saved.attention,
+  CausalAttention(pass.ctx, PackedAttentionOf(pass.config(), saved.heads, indices), saved.attention,
                   saved.lse);
   pass.Observe(StoredPass::kForward, StoredKind::kAttention, saved.attention);
-  ForwardMid(pass, saved.attention, x, batch.logit_rows, saved.mid);
+  ForwardMid(pass, saved.attention, x, indices.logit_rows, saved.mid);
   ForwardGateUp(pass, saved.mid, saved.rstd_mlp, saved.gate_up);
 }
 
@@ -193,18 +192,19 @@ void Transformer::ForwardTrain(const ExecContext& ctx, const ModelWeights& weigh
   HALFSTEP_CHECK_EQ(hidden.shape(), (Shape{rows, config_.hidden_size}));
   HALFSTEP_CHECK(hidden.dtype() == fp32_.hidden_dtype(weights.dtype()));
   TrainActivations::Impl& saved = *activations->impl_;
-  saved.Reserve(config_, DTypesFor(weights), batch, recompute);
+  saved.Reserve(config_, DTypesFor(weights), batch, recompute, ctx.device);
   if (rows == 0) return;
+  Workspace::Scope index_scratch(ctx.workspace);
+  const PackedIndices indices = IndicesOf(ctx, batch, &index_scratch);
 
   const ParameterLayout& layout = weights.parameters().layout();
-  Embedding(ctx, IndexView(batch.tokens), weights.view(layout.embedding()), saved.inputs[0]);
+  Embedding(ctx, indices.tokens, weights.view(layout.embedding()), saved.inputs[0]);
   const auto observe = [this](StoredKind kind, int64_t layer, ConstTensor values) {
     if (observer_ != nullptr) observer_->Observe(StoredPass::kForward, kind, layer, values);
   };
   observe(StoredKind::kEmbedding, 0, saved.inputs[0]);
   for (int64_t i = 0; i < config_.layers; ++i) {
-    const LayerPass pass = {ctx, weights,  layout.layers()[i], IndexView(batch.positions),
-                            i,   observer_};
+    const LayerPass pass = {ctx, weights, layout.layers()[i], indices.positions, i, observer_};
     Workspace::Scope scratch(ctx.workspace);
     const LayerActivations layer =
         recompute == Recompute::kNone
@@ -213,7 +213,7 @@ void Transformer::ForwardTrain(const ExecContext& ctx, const ModelWeights& weigh
                   config_, DTypesFor(weights), tokens, OutputRows(config_, i, tokens, rows),
                   [&](DType dtype, Shape shape) { return scratch.Take(dtype, shape); });
     const Tensor output = i + 1 < config_.layers ? saved.inputs[i + 1] : saved.final_input;
-    ForwardLayerForTraining(pass, batch, saved.inputs[i], layer);
+    ForwardLayerForTraining(pass, indices, saved.inputs[i], layer);
     ForwardDown(pass, layer.gate_up, layer.mid, output);
   }
   RmsNorm(ctx, saved.final_input, weights.view(layout.final_norm()), config_.rms_norm_epsilon,
@@ -235,15 +235,16 @@ void Transformer::ForwardInfer(const ExecContext& ctx, const ModelWeights& weigh
   }
   const ParameterLayout& layout = weights.parameters().layout();
   Workspace::Scope scratch(ctx.workspace);
+  const StepIndices indices = IndicesOf(ctx, batch, &scratch);
 
   // Two buffers in turn: a layer reads one and writes the other.
   Tensor x = scratch.Take(residual, {tokens, config_.hidden_size});
   Tensor y = scratch.Take(residual, {tokens, config_.hidden_size});
-  Embedding(ctx, IndexView(batch.tokens), weights.view(layout.embedding()), x);
+  Embedding(ctx, indices.tokens, weights.view(layout.embedding()), x);
   for (int64_t i = 0; i < config_.layers; ++i) {
-    const LayerPass pass = {ctx, weights, layout.layers()[i], IndexView(batch.positions)};
+    const LayerPass pass = {ctx, weights, layout.layers()[i], indices.positions};
     const Tensor output = y.Rows(0, OutputRows(config_, i, tokens, rows));
-    ForwardLayerForInference(pass, batch, cache->layer(i), x, output);
+    ForwardLayerForInference(pass, indices, cache->layer(i), x, output);
     std::swap(x, y);
   }
   if (rows == 0) return;

@@ -117,13 +117,13 @@ void BackwardHeads(const BackwardPass& pass, const LayerActivations& saved, Cons
 
 // dmid: [rows, hidden]; dx: [tokens, hidden], overwritten, not the memory of dmid.
 void BackwardAttention(const BackwardPass& pass, const LayerActivations& saved,
-                       const PackedBatch& batch, ConstTensor x, ConstTensor dmid, Tensor dx) {
+                       const PackedIndices& indices, ConstTensor x, ConstTensor dmid, Tensor dx) {
   const ExecContext& ctx = pass.ctx();
   const ModelConfig& config = pass.config();
   const LayerParameters& layer = pass.forward.layer;
   const int64_t tokens = x.dim(0);
   const bool all_rows = dmid.dim(0) == tokens;
-  const ConstTensor rows = IndexView(batch.logit_rows);
+  const ConstTensor rows = indices.logit_rows;
   Workspace::Scope scratch(ctx.workspace);
 
   const ConstTensor attention = saved.attention.Reshape({tokens, config.q_width()});
@@ -152,8 +152,8 @@ void BackwardAttention(const BackwardPass& pass, const LayerActivations& saved,
   d.k = scratch.Take(pass.dtype(), saved.heads.k.shape());
   d.v = scratch.Take(pass.dtype(), saved.heads.v.shape());
   CausalAttentionBackward(ctx, dattention.Reshape(saved.heads.q.shape()),
-                          PackedAttentionOf(config, saved.heads, batch), saved.attention, saved.lse,
-                          d.q, d.k, d.v);
+                          PackedAttentionOf(config, saved.heads, indices), saved.attention,
+                          saved.lse, d.q, d.k, d.v);
   pass.Observe(StoredKind::kAttention, dattention);
   pass.Observe(StoredKind::kQuery, d.q);
   pass.Observe(StoredKind::kKey, d.k);
@@ -181,6 +181,7 @@ void Transformer::Backward(const ExecContext& caller_ctx, const ModelWeights& we
   ctx.saturated_stores = nullptr;
 
   Workspace::Scope scratch(ctx.workspace);
+  const PackedIndices indices = IndicesOf(ctx, batch, &scratch);
   const DType residual = fp32_.residual_dtype(weights.dtype());
   const Tensor buffer = scratch.Take(residual, {tokens, config_.hidden_size});
   const Tensor dmid_buffer = scratch.Take(residual, {tokens, config_.hidden_size});
@@ -192,8 +193,8 @@ void Transformer::Backward(const ExecContext& caller_ctx, const ModelWeights& we
   }
   for (int64_t i = config_.layers - 1; i >= 0; --i) {
     const LayerParameters& parameters = layout.layers()[i];
-    const ConstTensor positions = IndexView(batch.positions);
-    const BackwardPass pass = {{ctx, weights, parameters, positions, i, observer_}, gradients};
+    const BackwardPass pass = {{ctx, weights, parameters, indices.positions, i, observer_},
+                               gradients};
     Workspace::Scope layer_scratch(ctx.workspace);
     LayerActivations layer;
     if (saved.recompute == Recompute::kNone) {
@@ -202,18 +203,19 @@ void Transformer::Backward(const ExecContext& caller_ctx, const ModelWeights& we
       layer = TakeLayerActivations(
           config_, DTypesFor(weights), tokens, dx.dim(0),
           [&](DType dtype, Shape shape) { return layer_scratch.Take(dtype, shape); });
-      ForwardLayerForTraining({ctx, weights, parameters, positions}, batch, saved.inputs[i], layer);
+      ForwardLayerForTraining({ctx, weights, parameters, indices.positions}, indices,
+                              saved.inputs[i], layer);
     }
     pass.Observe(StoredKind::kMlpResidual, dx);
     const Tensor dmid = dmid_buffer.Rows(0, dx.dim(0));
     BackwardMlp(pass, layer, dx, dmid);
     dx = buffer;
-    BackwardAttention(pass, layer, batch, saved.inputs[i], dmid, dx);
+    BackwardAttention(pass, layer, indices, saved.inputs[i], dmid, dx);
   }
   if (observer_ != nullptr) {
     observer_->Observe(StoredPass::kBackward, StoredKind::kEmbedding, 0, dx);
   }
-  EmbeddingBackward(ctx, dx, IndexView(batch.tokens), gradients->embedding());
+  EmbeddingBackward(ctx, dx, indices.tokens, gradients->embedding());
 }
 
 }  // namespace halfstep

@@ -10,6 +10,7 @@
 #include "common/base/error_reason.h"
 #include "common/base/status_macros.h"
 #include "common/model/model_weights.h"
+#include "kernels/stream.h"
 
 namespace halfstep {
 namespace {
@@ -117,7 +118,7 @@ absl::Status StagingArea::CopyTo(ModelWeights* weights) const {
   }
   const auto* from = static_cast<const uint8_t*>(buffer_.data());
   const auto copy = [&from](Tensor to) {
-    std::memcpy(to.data(), from, to.bytes());
+    CopyAndWait(ConstTensor(from, to.dtype(), to.shape()), to);
     from += to.bytes();
   };
   ParameterBuffer& parameters = weights->parameters();

@@ -6,6 +6,7 @@
 
 #include "common/model/parameter_buffer.h"
 #include "kernels/check.h"
+#include "kernels/host_copy.h"
 #include "kernels/ops/elementwise.h"
 
 namespace halfstep {
@@ -78,9 +79,10 @@ std::shared_ptr<const WeightSet> WeightSet::Create(uint64_t version, const Param
     TensorManifest& tensor = manifest.tensors[i];
     if (i < parameters) {
       const ConstTensor parameter = master.view(i);
-      Cast(ctx, parameter, Overflow::kInfinity, Tensor(out, dtype, parameter.shape()));
+      Cast(ctx, HostCopy(parameter).view(), Overflow::kInfinity,
+           Tensor(out, dtype, parameter.shape()));
     } else {
-      std::memcpy(out, rope_table.data(), tensor.bytes);
+      std::memcpy(out, HostCopy(rope_table).view().data(), tensor.bytes);
     }
     Digester digester = TensorDigester(tensor);
     digester.Update(out, tensor.bytes);

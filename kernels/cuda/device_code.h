@@ -79,9 +79,11 @@ HALFSTEP_DEVICE T RoundSaturated(float value, int& saturated) {
   return Round<T>(value);
 }
 
-// Adds what a thread has counted to the stream's counter (Stream::TakeSaturatedStores).
+// Adds what a thread has counted to the stream's counter (Stream::TakeSaturatedStores), if there is
+// one.
 HALFSTEP_DEVICE void CountSaturated(Pointer<unsigned long long> counter, int saturated) {
-  if (saturated != 0) AtomicAdd(counter, static_cast<unsigned long long>(saturated));
+  if (saturated != 0 && !counter.empty())
+    AtomicAdd(counter, static_cast<unsigned long long>(saturated));
 }
 
 // Sum over the lanes of a warp, the same in all of them, in the order of a butterfly: the lane

@@ -27,8 +27,9 @@ Pointer<T> PointerTo(BasicTensor<Byte> tensor) {
   return Pointer<T>(tensor.template as<std::remove_const_t<T>>(), tensor.elements());
 }
 
-// Where the kernels of a context count saturated forward stores.
+// Where the kernels of a context count saturated forward stores; empty when nobody counts.
 inline Pointer<unsigned long long> SaturationCounter(const ExecContext& ctx) {
+  if (ctx.saturated_stores == nullptr) return {};
   return Pointer<unsigned long long>(ctx.stream->saturation_counter(), 1);
 }
 

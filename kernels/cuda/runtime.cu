@@ -66,6 +66,11 @@ void SynchronizeStream(void* stream) {
   Require(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "work on a stream failed");
 }
 
+void SynchronizeDevice(int device) {
+  Select(device);
+  Require(cudaDeviceSynchronize(), "work on device " + std::to_string(device) + " failed");
+}
+
 void CopyBytes(void* stream, void* to, const void* from, size_t bytes) {
   Require(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(stream)),
           "copying " + std::to_string(bytes) + " bytes");

@@ -34,6 +34,8 @@ HALFSTEP_MAY_BE_ABSENT void* CreateStream(int device);
 HALFSTEP_MAY_BE_ABSENT void DestroyStream(int device, void* stream);
 // Waits for all that was put on the stream; throws DeviceError when any of it failed.
 HALFSTEP_MAY_BE_ABSENT void SynchronizeStream(void* stream);
+// The same for all streams of the device.
+HALFSTEP_MAY_BE_ABSENT void SynchronizeDevice(int device);
 
 // Between any two places that the device can reach: device memory, page-locked and (then
 // synchronously) pageable host memory.

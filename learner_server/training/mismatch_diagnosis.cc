@@ -12,6 +12,7 @@
 #include "common/base/status_macros.h"
 #include "common/weight_sync/staging_area.h"
 #include "kernels/ops/elementwise.h"
+#include "kernels/stream.h"
 
 namespace halfstep {
 namespace {
@@ -134,7 +135,7 @@ class Diagnosis {
     ModelWeights cast = Empty(dtype);
     Cast(ctx_, weights.parameters().flat(), Overflow::kInfinity, cast.parameters().flat());
     const ConstTensor table = weights.rope_table();
-    std::copy_n(table.as<float>(), table.elements(), cast.rope_table().as<float>());
+    CopyAndWait(table, cast.rope_table());
     cast.Pack(ctx_);
     return cast;
   }
@@ -143,7 +144,8 @@ class Diagnosis {
 
   ModelWeights Empty(DType dtype) const {
     const ModelWeights& like = *suspicion_.like;
-    return {like.config(), like.parameters().shared_layout(), dtype, like.rope_table().dim(0)};
+    return {like.config(), like.parameters().shared_layout(), dtype, like.rope_table().dim(0),
+            ctx_.device};
   }
 
   ExecContext ctx_;

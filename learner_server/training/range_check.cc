@@ -9,11 +9,15 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/model/batch_indices.h"
 #include "common/model/transformer.h"
 #include "kernels/buffer.h"
 #include "kernels/check.h"
+#include "kernels/host_copy.h"
+#include "kernels/host_mirror.h"
 #include "kernels/ops/linear.h"
 #include "kernels/ops/log_prob.h"
+#include "kernels/workspace.h"
 #include "learner_server/training/gradient_range.h"
 
 namespace halfstep {
@@ -74,7 +78,7 @@ class RangePass {
         report_(report),
         observer_(report),
         transformer_(weights.config(), report->fp32, &observer_),
-        gradients_(weights.parameters().shared_layout()) {}
+        gradients_(weights.parameters().shared_layout(), ctx.device) {}
 
   void Run(std::span<const MicroBatch> batches, double scale) {
     report_->activations.clear();
@@ -101,31 +105,34 @@ class RangePass {
     const auto rows = static_cast<int64_t>(batch.logit_rows.size());
     const int64_t width = weights_.config().hidden_size;
     const DType dtype = report_->fp32.hidden_dtype(weights_.dtype());
-    OwnedTensor hidden("hidden", dtype, {rows, width});
-    OwnedTensor dhidden("dhidden", dtype, {rows, width});
-    std::vector<float> log_probs(rows), lse(rows);
-    const auto view = [rows](std::vector<float>& values) {
-      return Tensor(values.data(), DType::kFloat32, {rows});
-    };
-    const ConstTensor targets(batch.targets.data(), DType::kInt32, {rows});
+    OwnedTensor hidden("hidden", dtype, {rows, width}, ctx_.device);
+    OwnedTensor dhidden("dhidden", dtype, {rows, width}, ctx_.device);
+    OwnedTensor lse("lse", DType::kFloat32, {rows}, ctx_.device);
+    HostMirror<float> log_probs("log_probs", rows, ctx_.device);
+    HostMirror<float> dlog_probs("dlog_probs", rows, ctx_.device);
+    Workspace::Scope scratch(ctx_.workspace);
+    const ConstTensor targets = IndicesOf(ctx_, batch.targets, &scratch);
     transformer_.ForwardTrain(ctx_, weights_, batch, Recompute::kNone, &activations_,
                               hidden.view());
     MeasureLogits(hidden.view());
-    LmHeadLogProb(ctx_, hidden.view(), weights_.head(), targets, 1, view(log_probs), {}, view(lse));
-    for (const float log_prob : log_probs) {
-      if (!std::isfinite(log_prob)) return false;
+    LmHeadLogProb(ctx_, hidden.view(), weights_.head(), targets, 1, log_probs.device(0, rows), {},
+                  lse);
+    log_probs.ToHost(ctx_, 0, rows);
+    for (int64_t row = 0; row < rows; ++row) {
+      if (!std::isfinite(log_probs.host()[row])) return false;
     }
     // L = -sum(log p) / tokens.
-    std::vector<float> dlog_probs(rows, static_cast<float>(-scale / report_->tokens));
-    LmHeadLogProbBackward(ctx_, view(dlog_probs), hidden.view(), weights_.head(), targets, 1,
-                          view(lse), dhidden.view(), gradients_.head());
+    std::fill_n(dlog_probs.host(), rows, static_cast<float>(-scale / report_->tokens));
+    dlog_probs.ToDevice(ctx_, 0, rows);
+    LmHeadLogProbBackward(ctx_, dlog_probs.device(0, rows), hidden.view(), weights_.head(), targets,
+                          1, lse, dhidden.view(), gradients_.head());
     transformer_.Backward(ctx_, weights_, batch, activations_, dhidden.view(), &gradients_);
     return true;
   }
 
   void MeasureLogits(ConstTensor hidden) {
     const int64_t vocab = weights_.config().vocab_size;
-    OwnedTensor logits("logits", DType::kFloat32, {kLogitRows, vocab});
+    OwnedTensor logits("logits", DType::kFloat32, {kLogitRows, vocab}, ctx_.device);
     for (int64_t begin = 0; begin < hidden.dim(0); begin += kLogitRows) {
       const int64_t count = std::min(kLogitRows, hidden.dim(0) - begin);
       const Tensor part = logits.view().Rows(0, count);
@@ -281,13 +288,14 @@ RangeReport MeasureAndJudge(const ExecContext& ctx, const ModelWeights& weights,
 
 void RangeStatistics::Add(ConstTensor values) {
   if (values.elements() == 0) return;
+  const HostCopy host(values);
   switch (values.dtype()) {
     case DType::kFloat16:
-      return Add(Measure<Float16>(values));
+      return Add(Measure<Float16>(host.view()));
     case DType::kBFloat16:
-      return Add(Measure<BFloat16>(values));
+      return Add(Measure<BFloat16>(host.view()));
     default:
-      return Add(Measure<float>(values));
+      return Add(Measure<float>(host.view()));
   }
 }
 

@@ -66,14 +66,14 @@ ReferencePolicy::ReferencePolicy(const ExecContext& ctx, const JobSettings& sett
       temperature_(settings.train_step.temperature),
       micro_batch_tokens_(settings.train_step.micro_batch_tokens),
       weights_(inputs.reference->config, inputs.reference->layout, settings.learner_dtype,
-               inputs.max_sequence_tokens) {}
+               inputs.max_sequence_tokens, ctx.device) {}
 
 absl::StatusOr<std::unique_ptr<ReferencePolicy>> ReferencePolicy::Load(const ExecContext& ctx,
                                                                        const JobSettings& settings,
                                                                        const JobInputs& inputs) {
   // The constructor is private.
   std::unique_ptr<ReferencePolicy> policy(new ReferencePolicy(ctx, settings, inputs));
-  ParameterBuffer read(inputs.reference->layout, DType::kFloat32, "reference_as_read");
+  ParameterBuffer read(inputs.reference->layout, DType::kFloat32, "reference_as_read", ctx.device);
   HALFSTEP_RETURN_IF_ERROR(LoadHuggingFaceWeights(*inputs.reference, &read));
   Cast(ctx, read.flat(), Overflow::kInfinity, policy->weights_.parameters().flat());
   policy->weights_.Pack(ctx);

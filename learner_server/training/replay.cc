@@ -188,7 +188,7 @@ absl::StatusOr<ReplayResult> ReplayRun(const ReplayOptions& options) {
   ctx.profile = settings.profile;
   header.numerics = NumericsFingerprint(ctx);
   TrainState state(inputs.model.config, inputs.model.layout, settings.learner_dtype,
-                   log.header().max_sequence_tokens, settings.loss_scale);
+                   log.header().max_sequence_tokens, settings.loss_scale, ctx.device);
   HALFSTEP_RETURN_IF_ERROR(LoadHuggingFaceWeights(inputs.model, &state.master));
   state.RefreshWeights(ctx);
   header.model_digest = MasterDigest(state);

@@ -6,9 +6,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/error_reason.h"
+#include "common/model/batch_indices.h"
 #include "common/model/transformer.h"
 #include "kernels/buffer.h"
+#include "kernels/host_mirror.h"
 #include "kernels/ops/log_prob.h"
+#include "kernels/workspace.h"
 
 namespace halfstep {
 
@@ -25,16 +28,16 @@ absl::StatusOr<std::vector<std::vector<float>>> ScoreResponses(
   for (const MicroBatch& micro : PackMicroBatches(sequences, indices, options.micro_batch_tokens)) {
     const auto rows = static_cast<int64_t>(micro.batch.logit_rows.size());
     OwnedTensor hidden("score.hidden", options.fp32.hidden_dtype(weights.dtype()),
-                       {rows, weights.config().hidden_size});
-    std::vector<float> log_probs(static_cast<size_t>(rows));
+                       {rows, weights.config().hidden_size}, ctx.device);
+    HostMirror<float> log_probs("score.log_probs", rows, ctx.device);
     transformer.ForwardTrain(ctx, weights, micro.batch, Recompute::kLayer, &activations,
                              hidden.view());
-    LmHeadLogProb(ctx, hidden.view(), weights.head(),
-                  ConstTensor(micro.batch.targets.data(), DType::kInt32, {rows}),
-                  options.temperature, Tensor(log_probs.data(), DType::kFloat32, {rows}), Tensor(),
-                  Tensor());
+    Workspace::Scope scratch(ctx.workspace);
+    LmHeadLogProb(ctx, hidden.view(), weights.head(), IndicesOf(ctx, micro.batch.targets, &scratch),
+                  options.temperature, log_probs.device(0, rows), Tensor(), Tensor());
+    log_probs.ToHost(ctx, 0, rows);
     for (const PackedSequence& packed : micro.sequences) {
-      const auto first = log_probs.begin() + packed.first_row;
+      const float* const first = log_probs.host() + packed.first_row;
       for (int64_t row = 0; row < packed.rows; ++row) {
         if (std::isfinite(first[row])) continue;
         return Error(

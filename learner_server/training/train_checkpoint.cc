@@ -18,6 +18,7 @@
 #include "common/checkpoint/safetensors.h"
 #include "common/checkpoint/safetensors_writer.h"
 #include "kernels/check.h"
+#include "kernels/host_copy.h"
 #include "kernels/ops/elementwise.h"
 #include "learner_server/training/train_step.h"
 
@@ -79,7 +80,7 @@ LossScalerState ScalerFromJson(const Json& json) {
 
 SafetensorsSource FlatSource(const std::string& name, ConstTensor values) {
   return {name, values.dtype(), {values.elements()}, [values](void* out) {
-            std::memcpy(out, values.data(), values.bytes());
+            std::memcpy(out, HostCopy(values).view().data(), values.bytes());
           }};
 }
 
@@ -131,7 +132,11 @@ absl::Status ReadInto(const SafetensorsFile& file, const std::string& name, Tens
     return Mismatch(file.path(), absl::StrCat("tensor ", name, " should hold ", out.elements(),
                                               " values of ", Name(out.dtype())));
   }
-  return file.Read(*entry, 0, out.bytes(), out.data());
+  if (out.device() == kCpuDevice) return file.Read(*entry, 0, out.bytes(), out.data());
+  OwnedTensor host("checkpoint.read", out.dtype(), out.shape());
+  HALFSTEP_RETURN_IF_ERROR(file.Read(*entry, 0, out.bytes(), host.view().data()));
+  CopyAndWait(host, out);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::shared_ptr<const WeightSet>> ReadWeightSet(const std::string& path,
@@ -237,7 +242,7 @@ namespace {
 
 void AddMaster(const TrainState& state, Digester* digester) {
   for (const ParameterBuffer* buffer : {&state.master, &state.first_moment, &state.second_moment}) {
-    digester->Update(buffer->flat().data(), buffer->flat().bytes());
+    digester->Update(HostCopy(buffer->flat()).view().data(), buffer->flat().bytes());
   }
 }
 

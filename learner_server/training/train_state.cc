@@ -6,11 +6,12 @@
 namespace halfstep {
 
 TrainState::TrainState(const ModelConfig& config, std::shared_ptr<const ParameterLayout> layout,
-                       DType dtype, int64_t rope_positions, const LossScaleOptions& loss_scale)
-    : master(layout, DType::kFloat32, "master"),
-      first_moment(layout, DType::kFloat32, "first_moment"),
-      second_moment(layout, DType::kFloat32, "second_moment"),
-      weights(config, layout, dtype, rope_positions),
+                       DType dtype, int64_t rope_positions, const LossScaleOptions& loss_scale,
+                       Device device)
+    : master(layout, DType::kFloat32, "master", device),
+      first_moment(layout, DType::kFloat32, "first_moment", device),
+      second_moment(layout, DType::kFloat32, "second_moment", device),
+      weights(config, layout, dtype, rope_positions, device),
       scaler(loss_scale) {}
 
 void TrainState::RefreshWeights(const ExecContext& ctx) {

@@ -14,9 +14,10 @@ namespace halfstep {
 
 // Not thread-safe: owned by the trainer thread.
 struct TrainState {
-  // Zero moments, zero master: fill `master`, then call RefreshWeights.
+  // Zero moments, zero master on `device`: fill `master`, then call RefreshWeights.
   TrainState(const ModelConfig& config, std::shared_ptr<const ParameterLayout> layout, DType dtype,
-             int64_t rope_positions, const LossScaleOptions& loss_scale);
+             int64_t rope_positions, const LossScaleOptions& loss_scale,
+             Device device = kCpuDevice);
 
   const ParameterLayout& layout() const { return master.layout(); }
   // Casts the master into the computing weights and packs them.

@@ -12,30 +12,30 @@
 #include "common/base/digest.h"
 #include "common/base/error_reason.h"
 #include "common/base/status_macros.h"
+#include "common/model/batch_indices.h"
 #include "kernels/check.h"
+#include "kernels/host_copy.h"
 #include "kernels/ops/log_prob.h"
 #include "kernels/ops/optimizer.h"
+#include "kernels/workspace.h"
 
 namespace halfstep {
 namespace {
-
-constexpr size_t kAlignment = 64;
 
 // Of the search for a first loss scale: how far it goes down after an overflow at once, and how
 // often it goes up.
 constexpr double kCalibrationBackoff = 256;
 constexpr int kCalibrationRaises = 3;
 
-size_t Aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+// FP32 values that pass between model and loss for each scored row, and how many of them are the
+// model's.
+constexpr int64_t kValuesPerRow = 5;
+constexpr int64_t kModelValuesPerRow = 3;
 
 // The rows of one packed sequence.
 template <class T>
 std::span<T> RowsOf(const PackedSequence& packed, T* values) {
   return {values + packed.first_row, static_cast<size_t>(packed.rows)};
-}
-
-ConstTensor View(const std::vector<int32_t>& values) {
-  return {values.data(), DType::kInt32, {static_cast<int64_t>(values.size())}};
 }
 
 // No step was taken yet.
@@ -79,13 +79,18 @@ bool FiniteIn(DType dtype, float value) {
 
 // Per scored row of a micro-batch: what passes between model and loss.
 struct TrainStep::Scores {
-  Tensor hidden;     // [rows, hidden]
-  Tensor dhidden;    // [rows, hidden]
-  Tensor log_probs;  // FP32 [rows], as are the others
-  Tensor entropy;
-  Tensor lse;
-  Tensor dlog_probs;       // scaled
-  Tensor entropy_weights;  // scaled; of the entropy bonus
+  // FP32 [rows] where the model is, and the same on the host, where the loss is.
+  struct Values {
+    Tensor device;
+    float* host = nullptr;
+  };
+  Tensor hidden;   // [rows, hidden]
+  Tensor dhidden;  // [rows, hidden]
+  Values log_probs;
+  Values entropy;
+  Values lse;
+  Values dlog_probs;       // scaled
+  Values entropy_weights;  // scaled; of the entropy bonus
 };
 
 TrainStep::TrainStep(const ExecContext& ctx, const TrainStepOptions& options, TrainState* state)
@@ -95,7 +100,7 @@ TrainStep::TrainStep(const ExecContext& ctx, const TrainStepOptions& options, Tr
       gradient_range_(options.fp32.hidden_dtype(state->weights.dtype()),
                       state->weights.config().layers),
       transformer_(state->weights.config(), options.fp32, &gradient_range_),
-      gradients_(state->master.shared_layout()) {}
+      gradients_(state->master.shared_layout(), ctx.device) {}
 
 absl::StatusOr<OptimizerStepReport> TrainStep::Run(std::span<const TrainSequence> sequences,
                                                    MismatchStatistics* mismatch,
@@ -164,12 +169,15 @@ absl::Status TrainStep::RunMicroBatch(std::span<const TrainSequence> sequences,
   const ModelWeights& weights = state_->weights;
   transformer_.ForwardTrain(ctx_, weights, micro.batch, options_.recompute, &activations_,
                             scores.hidden);
-  LmHeadLogProb(ctx_, scores.hidden, weights.head(), View(micro.batch.targets),
-                options_.temperature, scores.log_probs, scores.entropy, scores.lse);
-  const float* log_probs = scores.log_probs.as<float>();
+  Workspace::Scope scratch(ctx_.workspace);
+  const ConstTensor targets = IndicesOf(ctx_, micro.batch.targets, &scratch);
+  LmHeadLogProb(ctx_, scores.hidden, weights.head(), targets, options_.temperature,
+                scores.log_probs.device, scores.entropy.device, scores.lse.device);
+  FetchScores(rows);
+  const float* log_probs = scores.log_probs.host;
   HALFSTEP_RETURN_IF_ERROR(CheckFinite(micro, {log_probs, static_cast<size_t>(rows)}));
 
-  float* dlog_probs = scores.dlog_probs.as<float>();
+  float* dlog_probs = scores.dlog_probs.host;
   for (const PackedSequence& packed : micro.sequences) {
     const TrainSequence& sequence = sequences[packed.sequence];
     const std::span<const float> current = RowsOf(packed, log_probs);
@@ -187,7 +195,7 @@ absl::Status TrainStep::RunMicroBatch(std::span<const TrainSequence> sequences,
     PolicyLoss(options_.algorithm.loss, term, RowsOf(packed, dlog_probs), &report->loss);
     AddRegularizers(sequence, packed, scores, report);
   }
-  const float* entropy = scores.entropy.as<float>();
+  const float* entropy = scores.entropy.host;
   for (int64_t row = 0; row < rows; ++row) {
     report->entropy_sum += entropy[row];
     dlog_probs[row] *= state_->scaler.scale();
@@ -196,11 +204,12 @@ absl::Status TrainStep::RunMicroBatch(std::span<const TrainSequence> sequences,
   gradient_range_.AddLogits({dlog_probs, static_cast<size_t>(rows)}, options_.temperature);
   EntropyTerm entropy_term;
   if (options_.algorithm.regularizers.entropy_coefficient > 0) {
-    entropy_term = {.weights = scores.entropy_weights, .entropy = scores.entropy};
+    entropy_term = {.weights = scores.entropy_weights.device, .entropy = scores.entropy.device};
   }
-  LmHeadLogProbBackward(ctx_, scores.dlog_probs, scores.hidden, weights.head(),
-                        View(micro.batch.targets), options_.temperature, scores.lse, scores.dhidden,
-                        gradients_.head(), entropy_term);
+  SendScoreGradients(rows);
+  LmHeadLogProbBackward(ctx_, scores.dlog_probs.device, scores.hidden, weights.head(), targets,
+                        options_.temperature, scores.lse.device, scores.dhidden, gradients_.head(),
+                        entropy_term);
   transformer_.Backward(ctx_, weights, micro.batch, activations_, scores.dhidden, &gradients_);
   return absl::OkStatus();
 }
@@ -213,16 +222,16 @@ void TrainStep::AddRegularizers(const TrainSequence& sequence, const PackedSeque
     KlOptions kl = regularizers.kl;
     if (kl.place == KlPlace::kReward) kl.coefficient = 0;  // the score has it; it is measured here
     AddKlLoss(kl,
-              {.log_probs = RowsOf(packed, scores.log_probs.as<float>()),
+              {.log_probs = std::span<const float>(RowsOf(packed, scores.log_probs.host)),
                .reference_log_probs = sequence.reference,
                .token_weight = weight},
-              RowsOf(packed, scores.dlog_probs.as<float>()), &report->kl);
+              RowsOf(packed, scores.dlog_probs.host), &report->kl);
   }
   const double coefficient = regularizers.entropy_coefficient;
   if (coefficient == 0) return;
-  const std::span<const float> entropies = RowsOf(packed, scores.entropy.as<float>());
+  const std::span<const float> entropies = RowsOf(packed, scores.entropy.host);
   report->entropy_loss += EntropyBonus(coefficient, entropies, weight);
-  std::ranges::fill(RowsOf(packed, scores.entropy_weights.as<float>()),
+  std::ranges::fill(RowsOf(packed, scores.entropy_weights.host),
                     static_cast<float>(coefficient * weight) * state_->scaler.scale());
 }
 
@@ -308,9 +317,8 @@ absl::Status TrainStep::UseGradients(std::span<const TrainSequence> sequences,
                                      OptimizerStepReport* report) {
   const ParameterBuffer& gradient = gradients_.Finish(ctx_);
   const ConstTensor flat = gradient.flat();
-  report->gradient_digest =
-      DigestOf(flat.data(), static_cast<size_t>(flat.elements()) * sizeof(float)).Hex();
-  const GradientStatistics statistics = ComputeGradientStatistics(ctx_, flat);
+  const GradientStatistics statistics = ComputeGradientStatistics(ctx_, flat);  // waits for it
+  report->gradient_digest = DigestOf(HostCopy(flat).view().data(), flat.bytes()).Hex();
   report->largest_scaled_gradient = statistics.largest;
   if (statistics.non_finite == 0) return ApplyGradients(gradient, statistics.squared_norm, report);
   report->skipped = true;
@@ -375,23 +383,37 @@ std::string TrainStep::FirstNonFinite(const ParameterBuffer& gradient) const {
   return "";
 }
 
+// Of the values per row: those that the model writes come first, those that the loss writes last.
 TrainStep::Scores TrainStep::TakeScores(int64_t rows) {
   const int64_t width = transformer_.config().hidden_size;
   const DType dtype = options_.fp32.hidden_dtype(state_->weights.dtype());
-  const size_t hidden_bytes = Aligned(static_cast<size_t>(rows * width) * SizeOf(dtype));
-  const size_t row_bytes = Aligned(static_cast<size_t>(rows) * sizeof(float));
-  const size_t needed = 2 * hidden_bytes + 5 * row_bytes;
-  if (scores_.bytes() < needed) scores_ = Buffer("train_scores", needed);
-  const auto row_view = [&](size_t index) {
-    return scores_.View(DType::kFloat32, {rows}, 2 * hidden_bytes + index * row_bytes);
+  const size_t hidden_bytes = static_cast<size_t>(rows * width) * SizeOf(dtype);
+  if (hidden_.bytes() < 2 * hidden_bytes) {
+    hidden_ = Buffer("train_scores.hidden", 2 * hidden_bytes, ctx_.device);
+  }
+  if (row_values_.capacity() < kValuesPerRow * rows) {
+    row_values_ = HostMirror<float>("train_scores.rows", kValuesPerRow * rows, ctx_.device);
+  }
+  const auto values = [&](int64_t index) {
+    return Scores::Values{row_values_.device(index * rows, rows),
+                          row_values_.host() + index * rows};
   };
-  return {.hidden = scores_.View(dtype, {rows, width}),
-          .dhidden = scores_.View(dtype, {rows, width}, hidden_bytes),
-          .log_probs = row_view(0),
-          .entropy = row_view(1),
-          .lse = row_view(2),
-          .dlog_probs = row_view(3),
-          .entropy_weights = row_view(4)};
+  return {.hidden = hidden_.View(dtype, {rows, width}),
+          .dhidden = hidden_.View(dtype, {rows, width}, hidden_bytes),
+          .log_probs = values(0),
+          .entropy = values(1),
+          .lse = values(2),
+          .dlog_probs = values(kModelValuesPerRow),
+          .entropy_weights = values(kModelValuesPerRow + 1)};
+}
+
+void TrainStep::FetchScores(int64_t rows) {
+  row_values_.ToHost(ctx_, 0, kModelValuesPerRow * rows);
+}
+
+void TrainStep::SendScoreGradients(int64_t rows) {
+  row_values_.ToDevice(ctx_, kModelValuesPerRow * rows,
+                       (kValuesPerRow - kModelValuesPerRow) * rows);
 }
 
 absl::Status CheckPublishable(const ExecContext& ctx, const ParameterBuffer& master, DType dtype) {

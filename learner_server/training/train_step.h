@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "common/model/transformer.h"
+#include "kernels/host_mirror.h"
 #include "learner_server/algorithm/mismatch.h"
 #include "learner_server/algorithm/presets.h"
 #include "learner_server/data/batcher.h"
@@ -117,6 +118,9 @@ class TrainStep {
   std::string FirstNonFinite(const ParameterBuffer& gradient) const;
   // Views of `rows` rows; the memory grows to the largest seen.
   Scores TakeScores(int64_t rows);
+  // Between the device and the host: what the model wrote, and what the loss did.
+  void FetchScores(int64_t rows);
+  void SendScoreGradients(int64_t rows);
 
   const ExecContext ctx_;
   const TrainStepOptions options_;
@@ -125,7 +129,8 @@ class TrainStep {
   Transformer transformer_;
   ModelGradients gradients_;
   TrainActivations activations_;
-  Buffer scores_;
+  Buffer hidden_;                 // of a micro-batch and its gradient
+  HostMirror<float> row_values_;  // of TakeScores
   LossDenominators denominators_;
   // Of the running step.
   CorrectionStatistics correction_;

@@ -11,6 +11,7 @@
 #include "common/base/status_macros.h"
 #include "common/metrics/learner_metrics.h"
 #include "halfstep/v1/training_job.pb.h"
+#include "kernels/stream.h"
 #include "learner_server/training/rollout_source.h"
 #include "learner_server/training/score_responses.h"
 #include "learner_server/training/token_lag.h"
@@ -183,6 +184,7 @@ absl::Status Trainer::RunUpdates(TrainBatch* batch, StepRecord* record) {
   record->master_digest = MasterDigest(*parts_.state);
   record->loss_scale = parts_.state->scaler.scale();
   record->skipped_steps = parts_.state->scaler.state().skipped_steps;
+  AddSaturatedStores(parts_.ctx);
   if (saturated != nullptr) record->saturated_stores = saturated->load() - saturated_before;
   return absl::OkStatus();
 }

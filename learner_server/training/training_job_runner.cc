@@ -104,7 +104,7 @@ absl::Status JobRun::Prepare(const std::string& job_id, const v1::TrainingJobSpe
   checkpoints_.emplace(std::move(store));
   state_ = std::make_unique<TrainState>(inputs_.model.config, inputs_.model.layout,
                                         settings_.learner_dtype, inputs_.max_sequence_tokens,
-                                        settings_.loss_scale);
+                                        settings_.loss_scale, ctx_.device);
   const absl::Status initialized = InitializeState();
   if (!initialized.ok()) state_.reset();  // it is nobody's
   return initialized;

@@ -59,6 +59,7 @@ struct EngineStats {
 
 struct EngineOptions {
   ModelConfig config;  // its eos_token_ids end responses
+  Device device;       // where weights and cache live, and the model runs
   DType dtype = DType::kFloat16;
   Fp32Parts fp32;
   Profile profile = Profile::kBitwise;

@@ -24,6 +24,8 @@ absl::Status Stopped() { return absl::CancelledError("the engine is stopping"); 
 Engine::Loop::Loop(EngineOptions options, int64_t kv_blocks)
     : options_(std::move(options)),
       threads_(options_.threads),
+      workspace_(options_.device),
+      stream_(options_.device == kCpuDevice ? nullptr : std::make_unique<Stream>(options_.device)),
       scheduler_({.blocks = kv_blocks,
                   .max_running = options_.max_sequences,
                   .max_waiting = options_.max_outstanding,
@@ -34,8 +36,8 @@ Engine::Loop::Loop(EngineOptions options, int64_t kv_blocks)
                .kv_blocks = kv_blocks,
                .max_draws = options_.max_sequences,
                .max_step_tokens = StepTokens(options_)},
-              ExecContext{.device = kCpuDevice,
-                          .stream = nullptr,
+              ExecContext{.device = options_.device,
+                          .stream = stream_.get(),
                           .workspace = &workspace_,
                           .threads = &threads_,
                           .profile = options_.profile,
@@ -349,6 +351,7 @@ void Engine::Loop::PublishStats() {
   local_.kv_blocks_free = scheduler_.blocks().free();
   local_.prompt_tokens_shared = scheduler_.shared_prompt_tokens();
   local_.preemptions = scheduler_.preemptions();
+  if (stream_ != nullptr) saturated_stores_ += stream_->TakeSaturatedStores();
   local_.saturated_stores = saturated_stores_.load(std::memory_order_relaxed);
   local_.has_weights = weights_ != nullptr;
   local_.version = version_;

@@ -15,6 +15,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "kernels/stream.h"
 #include "kernels/thread_pool.h"
 #include "kernels/workspace.h"
 #include "rollout_server/generation/engine.h"
@@ -90,6 +91,7 @@ class Engine::Loop {
   std::atomic<int64_t> saturated_stores_{0};
   ThreadPool threads_;
   Workspace workspace_;
+  std::unique_ptr<Stream> stream_;  // CUDA only
   Scheduler scheduler_;
   ModelRunner runner_;
 

@@ -31,15 +31,15 @@ ModelRunner::ModelRunner(const ModelRunnerOptions& options, const ExecContext& c
               {options.max_draws, options.config.hidden_size}, ctx.device),
       draw_hidden_("generation.draw_hidden", options.fp32.hidden_dtype(options.dtype),
                    {options.max_draws, options.config.hidden_size}, ctx.device),
-      logit_chunk_(LogitChunk(options)) {
+      logit_chunk_(LogitChunk(options)),
+      tokens_("generation.tokens", options.max_draws, ctx.device),
+      log_probs_("generation.log_probs", options.max_draws, ctx.device) {
   logits_ = OwnedTensor("generation.logits", DType::kFloat32,
                         {logit_chunk_, options.config.vocab_size}, ctx.device);
   for (auto* vector : {&batch_.tokens, &batch_.positions, &batch_.slots}) {
     vector->reserve(options.max_step_tokens);
   }
   rows_.reserve(options.max_draws);
-  tokens_.reserve(options.max_draws);
-  log_probs_.reserve(options.max_draws);
 }
 
 void ModelRunner::Run(const StepPlan& plan, const ModelWeights& weights,
@@ -126,8 +126,6 @@ void ModelRunner::Draw(const StepPlan& plan, const ModelWeights& weights,
   const auto draws = static_cast<int64_t>(plan.draws.size());
   rows_.clear();
   for (const PlannedDraw& draw : plan.draws) rows_.push_back(sequence(draw.sequence).NextRow());
-  tokens_.resize(draws);
-  log_probs_.resize(draws);
   if (draws == 0) return;
 
   const ConstTensor hidden = HiddenOfDraws(plan);
@@ -137,9 +135,10 @@ void ModelRunner::Draw(const StepPlan& plan, const ModelWeights& weights,
     const Tensor logits = logits_.view().Rows(0, count);
     Linear(ctx_, hidden.Rows(begin, count), head, logits);
     SampleTokens(ctx_, logits, std::span<const SamplingRow>(rows_).subspan(begin, count),
-                 Tensor(tokens_.data() + begin, DType::kInt32, {count}),
-                 Tensor(log_probs_.data() + begin, DType::kFloat32, {count}));
+                 tokens_.device(begin, count), log_probs_.device(begin, count));
   }
+  tokens_.ToHost(ctx_, 0, draws);
+  log_probs_.ToHost(ctx_, 0, draws);
 }
 
 }  // namespace halfstep

@@ -15,6 +15,7 @@
 #include "common/model/transformer.h"
 #include "kernels/buffer.h"
 #include "kernels/exec_context.h"
+#include "kernels/host_mirror.h"
 #include "kernels/ops/sampling.h"
 #include "rollout_server/generation/sequence.h"
 #include "rollout_server/generation/step_plan.h"
@@ -49,8 +50,8 @@ class ModelRunner {
   void Run(const StepPlan& plan, const ModelWeights& weights,
            const std::function<const Sequence&(SequenceId)>& sequence);
 
-  std::span<const int32_t> tokens() const { return {tokens_.data(), tokens_.size()}; }
-  std::span<const float> log_probs() const { return {log_probs_.data(), log_probs_.size()}; }
+  std::span<const int32_t> tokens() const { return {tokens_.host(), rows_.size()}; }
+  std::span<const float> log_probs() const { return {log_probs_.host(), rows_.size()}; }
   const StepTimes& times() const { return times_; }
 
  private:
@@ -71,8 +72,8 @@ class ModelRunner {
   int64_t logit_chunk_ = 0;
   StepBatch batch_;
   std::vector<SamplingRow> rows_;
-  std::vector<int32_t> tokens_;
-  std::vector<float> log_probs_;
+  HostMirror<int32_t> tokens_;
+  HostMirror<float> log_probs_;
   StepTimes times_;
 };
 

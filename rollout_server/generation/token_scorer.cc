@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/error_reason.h"
 #include "common/base/status_macros.h"
+#include "common/model/batch_indices.h"
 #include "kernels/check.h"
 #include "kernels/ops/attention.h"
 #include "kernels/ops/log_prob.h"
@@ -35,7 +36,8 @@ TokenScorer::TokenScorer(const ExecContext& ctx, const TokenScorerOptions& optio
       lanes_(static_cast<size_t>(lanes)),
       cache_(options.config, options.dtype, lanes * blocks_per_lane, ctx.device),
       hidden_("scorer.hidden", options.fp32.hidden_dtype(options.dtype),
-              {lanes, options.config.hidden_size}, ctx.device) {}
+              {lanes, options.config.hidden_size}, ctx.device),
+      row_log_probs_("scorer.log_probs", lanes, ctx.device) {}
 
 absl::StatusOr<std::vector<std::vector<float>>> TokenScorer::Score(
     const ModelWeights& weights, std::span<const GivenTokens> sequences, float temperature,
@@ -48,7 +50,6 @@ absl::StatusOr<std::vector<std::vector<float>>> TokenScorer::Score(
   }
   std::fill(lanes_.begin(), lanes_.end(), Lane());
   std::vector<std::vector<float>> log_probs(sequences.size());
-  std::vector<float> row_log_probs;
   const auto total = static_cast<int64_t>(sequences.size());
   int64_t taken = 0;
   for (int64_t done = 0; done < total;) {
@@ -59,13 +60,14 @@ absl::StatusOr<std::vector<std::vector<float>>> TokenScorer::Score(
     const auto rows = static_cast<int64_t>(targets_.size());
     const Tensor hidden = hidden_.view().Rows(0, rows);
     transformer_.ForwardInfer(ctx_, weights, batch_, &cache_, hidden);
-    row_log_probs.resize(targets_.size());
     if (rows > 0) {
-      LmHeadLogProb(ctx_, hidden, weights.head(),
-                    ConstTensor(targets_.data(), DType::kInt32, {rows}),
-                    temperature > 0 ? temperature : 1,
-                    Tensor(row_log_probs.data(), DType::kFloat32, {rows}), Tensor(), Tensor());
+      Workspace::Scope scratch(ctx_.workspace);
+      LmHeadLogProb(ctx_, hidden, weights.head(), IndicesOf(ctx_, targets_, &scratch),
+                    temperature > 0 ? temperature : 1, row_log_probs_.device(0, rows), Tensor(),
+                    Tensor());
     }
+    row_log_probs_.ToHost(ctx_, 0, rows);
+    const float* const row_log_probs = row_log_probs_.host();
     for (size_t row = 0; row < targets_.size(); ++row) {
       std::vector<float>& scored = log_probs[scored_[row]];
       if (!std::isfinite(row_log_probs[row])) {

@@ -20,6 +20,7 @@
 #include "common/model/transformer.h"
 #include "kernels/buffer.h"
 #include "kernels/exec_context.h"
+#include "kernels/host_mirror.h"
 
 namespace halfstep {
 
@@ -74,7 +75,8 @@ class TokenScorer {
   const int64_t blocks_per_lane_;
   std::vector<Lane> lanes_;
   KvCache cache_;
-  OwnedTensor hidden_;  // [lanes, hidden_size]
+  OwnedTensor hidden_;               // [lanes, hidden_size]
+  HostMirror<float> row_log_probs_;  // [lanes]
   StepBatch batch_;
   std::vector<int32_t> targets_;  // [logit rows], the token whose log-prob is wanted
   std::vector<int64_t> scored_;   // [logit rows], the sequence it belongs to

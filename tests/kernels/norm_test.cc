@@ -90,7 +90,7 @@ TEST(RmsNormTest, ReferenceMatchesFiniteDifferences) {
 TEST(RmsNormTest, BitsDoNotDependOnThreadsOrTarget) {
   for (const DType dtype : test::kRealDTypes) {
     for (const int64_t width : {24, 192}) {
-      const Inputs in(dtype, test::Many(1111, 61), width);
+      const Inputs in(dtype, Many(1111, 61), width);
       test::ExpectSameBitsOnEveryMachine(Name(dtype), [&](const ExecContext& ctx) {
         Outputs out = RunOps(ctx, in, dtype);
         std::vector<OwnedTensor> all;

@@ -27,21 +27,9 @@
 #include "kernels/thread_pool.h"
 #include "kernels/workspace.h"
 #include "tests/kernels/tolerance.h"
+#include "tests/testing/test_device.h"
 
 namespace halfstep::test {
-
-// Where tensors live and operations run: the same tests are built for the CPU and, with
-// HALFSTEP_TEST_CUDA, for CUDA under the emulator, whose device memory is that of the process.
-#if defined(HALFSTEP_TEST_CUDA)
-inline constexpr Device kTestDevice{DeviceType::kCuda, 0};
-#else
-inline constexpr Device kTestDevice = kCpuDevice;
-#endif
-inline constexpr bool kEmulated = kTestDevice.type == DeviceType::kCuda;
-
-// A size that a test needs to have enough to divide among threads; emulation, which is slow,
-// divides a small one as well.
-constexpr int64_t Many(int64_t on_cpu, int64_t emulated) { return kEmulated ? emulated : on_cpu; }
 
 inline const std::vector<DType> kRealDTypes = {DType::kFloat16, DType::kBFloat16, DType::kFloat32};
 

@@ -32,6 +32,7 @@ void FreeMemory(int /*device*/, void* data, size_t /*bytes*/) { std::free(data);
 void* CreateStream(int device) { return AllocateMemory(device, 1); }
 void DestroyStream(int device, void* stream) { FreeMemory(device, stream, 1); }
 void SynchronizeStream(void* /*stream*/) {}
+void SynchronizeDevice(int /*device*/) {}
 
 void CopyBytes(void* /*stream*/, void* to, const void* from, size_t bytes) {
   std::memmove(to, from, bytes);

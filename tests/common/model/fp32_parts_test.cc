@@ -53,23 +53,24 @@ Trained Train(const ModelWeights& weights, const Fp32Parts& fp32,
   int64_t total = 0;
   for (const Sequences& part : parts) total += static_cast<int64_t>(Pack(part).tokens.size());
   Trained out;
-  out.log_probs = OwnedTensor("log_probs", DType::kFloat32, {total});
-  out.parameters = std::make_unique<ModelGradients>(weights.parameters().shared_layout());
+  out.log_probs = OwnedTensor("log_probs", DType::kFloat32, {total}, kTestDevice);
+  out.parameters =
+      std::make_unique<ModelGradients>(weights.parameters().shared_layout(), kTestDevice);
   TrainActivations activations;
   int64_t first = 0;
   for (const Sequences& part : parts) {
     const PackedBatch batch = Pack(part);
     const auto rows = static_cast<int64_t>(batch.tokens.size());
-    const ConstTensor targets(batch.targets.data(), DType::kInt32, {rows});
-    OwnedTensor hidden("hidden", fp32.hidden_dtype(weights.dtype()), {rows, width});
-    OwnedTensor dhidden("dhidden", fp32.hidden_dtype(weights.dtype()), {rows, width});
-    OwnedTensor lse("lse", DType::kFloat32, {rows});
+    const OwnedTensor targets = OnTestDevice(batch.targets);
+    OwnedTensor hidden("hidden", fp32.hidden_dtype(weights.dtype()), {rows, width}, kTestDevice);
+    OwnedTensor dhidden("dhidden", fp32.hidden_dtype(weights.dtype()), {rows, width}, kTestDevice);
+    OwnedTensor lse("lse", DType::kFloat32, {rows}, kTestDevice);
     const std::vector<float> ones(static_cast<size_t>(rows), -1.0f);
     transformer.ForwardTrain(ctx, weights, batch, recompute, &activations, hidden);
     LmHeadLogProb(ctx, hidden, weights.head(), targets, 1, out.log_probs.view().Rows(first, rows),
                   Tensor(), lse);
-    LmHeadLogProbBackward(ctx, ConstTensor(ones.data(), DType::kFloat32, {rows}), hidden,
-                          weights.head(), targets, 1, lse, dhidden, out.parameters->head());
+    LmHeadLogProbBackward(ctx, OnTestDevice(ones), hidden, weights.head(), targets, 1, lse, dhidden,
+                          out.parameters->head());
     transformer.Backward(ctx, weights, batch, activations, dhidden, out.parameters.get());
     first += rows;
   }
@@ -87,7 +88,7 @@ void CheckRollout(const ModelWeights& weights, const Fp32Parts& fp32,
   const PackedBatch whole = Pack({tokens});
   const auto count = static_cast<int64_t>(tokens.size());
   const int64_t blocks = (count + kKvBlockTokens - 1) / kKvBlockTokens;
-  KvCache cache(weights.config(), weights.dtype(), blocks);
+  KvCache cache(weights.config(), weights.dtype(), blocks, kTestDevice);
   double largest = 0;
   for (int64_t done = 0; done < count;) {
     const int64_t rows = done == 0 ? count / 2 : 1;
@@ -110,11 +111,11 @@ void CheckRollout(const ModelWeights& weights, const Fp32Parts& fp32,
     for (int32_t block = 0; block < blocks; ++block) step.block_tables.push_back(block);
     const auto logits = static_cast<int64_t>(scored.size());
     OwnedTensor hidden("hidden", fp32.hidden_dtype(weights.dtype()),
-                       {logits, weights.config().hidden_size});
-    OwnedTensor log_probs("log_probs", DType::kFloat32, {logits});
+                       {logits, weights.config().hidden_size}, kTestDevice);
+    OwnedTensor log_probs("log_probs", DType::kFloat32, {logits}, kTestDevice);
     transformer.ForwardInfer(ctx, weights, step, &cache, hidden);
-    LmHeadLogProb(ctx, hidden, weights.head(), ConstTensor(targets.data(), DType::kInt32, {logits}),
-                  1, log_probs, Tensor(), Tensor());
+    LmHeadLogProb(ctx, hidden, weights.head(), OnTestDevice(targets), 1, log_probs, Tensor(),
+                  Tensor());
     for (int64_t row = 0; row < logits; ++row) {
       const float got = log_probs.view().as<float>()[row];
       const float want = trained.log_probs.view().as<float>()[scored[row]];
@@ -185,7 +186,8 @@ TEST_P(Fp32PartsTest, RecomputationMicroBatchesAndThreadsChangeNoBit) {
 // left is the rounding of the other activations.
 TEST_P(Fp32PartsTest, GradientsAreThoseOfTheFp32ModelButForRounding) {
   const Sequences sequences = RandomSequences(config_, {30, 45}, 13);
-  ParameterBuffer rounded(weights_->parameters().shared_layout(), DType::kFloat32, "rounded");
+  ParameterBuffer rounded(weights_->parameters().shared_layout(), DType::kFloat32, "rounded",
+                          kTestDevice);
   Cast(TestContext(), std::as_const(*weights_).parameters().flat(), Overflow::kInfinity,
        rounded.flat());
   const Trained exact =
@@ -269,7 +271,7 @@ TEST(Fp32PartsMemoryTest, ActivationsTakeWhatBytesSays) {
   for (const Recompute recompute : {Recompute::kNone, Recompute::kLayer}) {
     TestContext ctx;
     TrainActivations activations;
-    OwnedTensor hidden("hidden", DType::kFloat16, {11, config.hidden_size});
+    OwnedTensor hidden("hidden", DType::kFloat16, {11, config.hidden_size}, kTestDevice);
     Transformer(config, {.residual = true, .head = false})
         .ForwardTrain(ctx, *weights, batch, recompute, &activations, hidden);
     size_t held = 0;

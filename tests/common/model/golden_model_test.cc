@@ -37,9 +37,11 @@ class GoldenModelTest : public ::testing::TestWithParam<const char*> {
     auto model = OpenHuggingFaceModel(folder);
     ASSERT_TRUE(model.ok()) << model.status();
     model_ = *std::move(model);
-    ParameterBuffer master(model_.layout, DType::kFloat32, "master");
-    const absl::Status loaded = LoadHuggingFaceWeights(model_, &master);
-    ASSERT_TRUE(loaded.ok()) << loaded;
+    ParameterBuffer loaded(model_.layout, DType::kFloat32, "loaded");
+    const absl::Status status = LoadHuggingFaceWeights(model_, &loaded);
+    ASSERT_TRUE(status.ok()) << status;
+    ParameterBuffer master(model_.layout, DType::kFloat32, "master", kTestDevice);
+    CopyAndWait(loaded.flat(), master.flat());
     weights_ = WeightsFrom(model_.config, master, DType::kFloat32);
     auto golden = SafetensorsFile::Open(folder + "/golden.safetensors");
     ASSERT_TRUE(golden.ok()) << golden.status();
@@ -81,11 +83,13 @@ TEST_P(GoldenModelTest, LogProbsAndGradientsMatchTransformers) {
   const PackedBatch batch = Batch();
   const auto rows = static_cast<int64_t>(batch.logit_rows.size());
   const Shape shape = {rows, model_.config.hidden_size};
-  OwnedTensor hidden("hidden", DType::kFloat32, shape), dhidden("dhidden", DType::kFloat32, shape);
-  OwnedTensor log_probs("log_probs", DType::kFloat32, {rows}), lse("lse", DType::kFloat32, {rows});
+  OwnedTensor hidden("hidden", DType::kFloat32, shape, kTestDevice);
+  OwnedTensor dhidden("dhidden", DType::kFloat32, shape, kTestDevice);
+  OwnedTensor log_probs("log_probs", DType::kFloat32, {rows}, kTestDevice);
+  OwnedTensor lse("lse", DType::kFloat32, {rows}, kTestDevice);
   TrainActivations activations;
-  ModelGradients gradients(model_.layout);
-  const ConstTensor targets(batch.targets.data(), DType::kInt32, {rows});
+  ModelGradients gradients(model_.layout, kTestDevice);
+  const OwnedTensor targets = OnTestDevice(batch.targets);
 
   transformer.ForwardTrain(ctx, *weights_, batch, Recompute::kNone, &activations, hidden);
   LmHeadLogProb(ctx, hidden, weights_->head(), targets, 1.0f, log_probs, Tensor(), lse);
@@ -96,7 +100,7 @@ TEST_P(GoldenModelTest, LogProbsAndGradientsMatchTransformers) {
   }
 
   auto coefficients = ReadTensor<float>(*golden_, "coefficients");
-  const ConstTensor dlog_probs(coefficients.data(), DType::kFloat32, {rows});
+  const OwnedTensor dlog_probs = OnTestDevice(coefficients);
   LmHeadLogProbBackward(ctx, dlog_probs, hidden, weights_->head(), targets, 1.0f, lse, dhidden,
                         gradients.head());
   transformer.Backward(ctx, *weights_, batch, activations, dhidden, &gradients);

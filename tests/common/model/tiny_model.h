@@ -12,8 +12,10 @@
 #include "common/model/initialize.h"
 #include "common/model/transformer.h"
 #include "kernels/ops/elementwise.h"
+#include "kernels/stream.h"
 #include "kernels/thread_pool.h"
 #include "kernels/workspace.h"
+#include "tests/testing/test_device.h"
 
 namespace halfstep {
 
@@ -54,16 +56,23 @@ inline ModelConfig TinyConfig(Architecture architecture) {
 class TestContext {
  public:
   explicit TestContext(int threads = 1, Profile profile = Profile::kBitwise) : pool_(threads) {
+    if (kEmulated) stream_ = std::make_unique<Stream>(kTestDevice);
+    ctx_.device = kTestDevice;
+    ctx_.stream = stream_.get();
     ctx_.profile = profile;
     ctx_.workspace = &workspace_;
     ctx_.threads = &pool_;
     ctx_.saturated_stores = &saturated_;
   }
   operator const ExecContext&() const { return ctx_; }  // NOLINT(google-explicit-constructor)
-  int64_t saturated() const { return saturated_; }
+  int64_t saturated() const {
+    AddSaturatedStores(ctx_);
+    return saturated_;
+  }
 
  private:
-  Workspace workspace_;
+  Workspace workspace_{kTestDevice};
+  std::unique_ptr<Stream> stream_;
   ThreadPool pool_;
   std::atomic<int64_t> saturated_{0};
   ExecContext ctx_;
@@ -71,8 +80,8 @@ class TestContext {
 
 // FP32 master weights: matrices as initialised, norms near 1, biases near 0, so that all matter.
 inline ParameterBuffer RandomMaster(const ModelConfig& config, uint64_t seed) {
-  ParameterBuffer master(std::make_shared<const ParameterLayout>(config), DType::kFloat32,
-                         "master");
+  ParameterBuffer master(std::make_shared<const ParameterLayout>(config), DType::kFloat32, "master",
+                         kTestDevice);
   InitializeParameters(config, seed, &master);
   std::mt19937_64 random(seed);
   std::uniform_real_distribution<float> jitter(-0.3f, 0.3f);
@@ -87,11 +96,25 @@ inline ParameterBuffer RandomMaster(const ModelConfig& config, uint64_t seed) {
 inline std::unique_ptr<ModelWeights> WeightsFrom(const ModelConfig& config,
                                                  const ParameterBuffer& master, DType dtype) {
   TestContext ctx;
-  auto weights =
-      std::make_unique<ModelWeights>(config, master.shared_layout(), dtype, config.max_positions);
+  auto weights = std::make_unique<ModelWeights>(config, master.shared_layout(), dtype,
+                                                config.max_positions, kTestDevice);
   Cast(ctx, master.flat(), Overflow::kSaturate, weights->parameters().flat());
   weights->Pack(ctx);
   return weights;
+}
+
+// Host values as a tensor of the test device.
+inline OwnedTensor OnTestDevice(const std::vector<int32_t>& values) {
+  const Shape shape = {static_cast<int64_t>(values.size())};
+  OwnedTensor tensor("test", DType::kInt32, shape, kTestDevice);
+  CopyAndWait(ConstTensor(values.data(), DType::kInt32, shape), tensor);
+  return tensor;
+}
+inline OwnedTensor OnTestDevice(const std::vector<float>& values) {
+  const Shape shape = {static_cast<int64_t>(values.size())};
+  OwnedTensor tensor("test", DType::kFloat32, shape, kTestDevice);
+  CopyAndWait(ConstTensor(values.data(), DType::kFloat32, shape), tensor);
+  return tensor;
 }
 
 using Sequences = std::vector<std::vector<int32_t>>;
@@ -130,9 +153,9 @@ inline OwnedTensor RandomTensor(DType dtype, Shape shape, float deviation, uint6
   TestContext ctx;
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal(0.0f, deviation);
-  OwnedTensor wide("wide", DType::kFloat32, shape);
+  OwnedTensor wide("wide", DType::kFloat32, shape, kTestDevice);
   for (int64_t i = 0; i < shape.elements(); ++i) wide.view().as<float>()[i] = normal(random);
-  OwnedTensor out("random", dtype, shape);
+  OwnedTensor out("random", dtype, shape, kTestDevice);
   Cast(ctx, wide, Overflow::kSaturate, out);
   return out;
 }

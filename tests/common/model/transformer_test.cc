@@ -47,8 +47,9 @@ Gradients Train(const ModelWeights& weights, const std::vector<Sequences>& parts
   const Transformer transformer(config);
   TrainActivations activations;
   Gradients out;
-  out.hidden = OwnedTensor("hidden", weights.dtype(), dhidden.shape());
-  out.parameters = std::make_unique<ModelGradients>(weights.parameters().shared_layout());
+  out.hidden = OwnedTensor("hidden", weights.dtype(), dhidden.shape(), kTestDevice);
+  out.parameters =
+      std::make_unique<ModelGradients>(weights.parameters().shared_layout(), kTestDevice);
   int64_t row = 0;
   for (const Sequences& part : parts) {
     const PackedBatch batch = Pack(part);
@@ -78,7 +79,8 @@ class TransformerTest : public ::testing::TestWithParam<Case> {
     TestContext ctx(threads);
     TrainActivations activations;
     OwnedTensor hidden("hidden", dtype_,
-                       {static_cast<int64_t>(batch.logit_rows.size()), config_.hidden_size});
+                       {static_cast<int64_t>(batch.logit_rows.size()), config_.hidden_size},
+                       kTestDevice);
     Transformer(config_).ForwardTrain(ctx, weights, batch, Recompute::kNone, &activations, hidden);
     return hidden;
   }
@@ -131,7 +133,7 @@ void CheckInference(const ModelWeights& weights, const Sequences& sequences, Con
       free.pop_back();
     }
   }
-  KvCache cache(config, weights.dtype(), blocks + 3);
+  KvCache cache(config, weights.dtype(), blocks + 3, kTestDevice);
   std::vector<size_t> done(sequences.size());
   while (true) {
     StepBatch step;
@@ -165,7 +167,8 @@ void CheckInference(const ModelWeights& weights, const Sequences& sequences, Con
     }
     if (!step.tokens.empty()) {
       OwnedTensor hidden("hidden", weights.dtype(),
-                         {static_cast<int64_t>(step.logit_rows.size()), config.hidden_size});
+                         {static_cast<int64_t>(step.logit_rows.size()), config.hidden_size},
+                         kTestDevice);
       Transformer(config).ForwardInfer(ctx, weights, step, &cache, hidden);
       for (size_t i = 0; i < expected_rows.size(); ++i) {
         ExpectEqualBytes(hidden.view().Rows(static_cast<int64_t>(i), 1),
@@ -219,7 +222,7 @@ TEST_P(TransformerTest, UnscoredRowsContributeNothingToGradients) {
   const std::vector<int32_t> kept = {0, 5, 6, 19, 30, 56};
   const OwnedTensor few =
       RandomTensor(dtype_, {static_cast<int64_t>(kept.size()), config_.hidden_size}, 1.0f, 5);
-  OwnedTensor padded("padded", dtype_, {57, config_.hidden_size});
+  OwnedTensor padded("padded", dtype_, {57, config_.hidden_size}, kTestDevice);
   for (size_t i = 0; i < kept.size(); ++i) {
     const ConstTensor row = few.view().Rows(static_cast<int64_t>(i), 1);
     std::memcpy(padded.view().Rows(kept[i], 1).data(), row.data(), row.bytes());
@@ -230,8 +233,8 @@ TEST_P(TransformerTest, UnscoredRowsContributeNothingToGradients) {
   batch.logit_rows = kept;
   batch.targets.resize(kept.size());
   TrainActivations activations;
-  OwnedTensor hidden("hidden", dtype_, few.view().shape());
-  ModelGradients gradients(master_.shared_layout());
+  OwnedTensor hidden("hidden", dtype_, few.view().shape(), kTestDevice);
+  ModelGradients gradients(master_.shared_layout(), kTestDevice);
   const Transformer transformer(config_);
   transformer.ForwardTrain(ctx, *weights_, batch, Recompute::kNone, &activations, hidden);
   transformer.Backward(ctx, *weights_, batch, activations, few, &gradients);
@@ -262,7 +265,7 @@ TEST_P(TransformerTest, MicroBatchesAndThreadsChangeNoBitOfTheGradients) {
 // The comparison can fail: the same function with the MLP's neurons in another order sums them in
 // another order, which must show.
 TEST_P(TransformerTest, AnotherOrderOfSummationShowsInTheBits) {
-  ParameterBuffer permuted(master_.shared_layout(), DType::kFloat32, "permuted");
+  ParameterBuffer permuted(master_.shared_layout(), DType::kFloat32, "permuted", kTestDevice);
   std::memcpy(permuted.flat().data(), master_.flat().data(), master_.flat().bytes());
   const int64_t width = config_.intermediate_size;
   const int64_t hidden = config_.hidden_size;
@@ -292,8 +295,8 @@ TEST_P(TransformerTest, AnotherOrderOfSummationShowsInTheBits) {
   EXPECT_NE(std::memcmp(a.view().data(), b.view().data(), a.view().bytes()), 0);
 
   TestContext ctx;
-  OwnedTensor wide_a("a", DType::kFloat32, a.view().shape());
-  OwnedTensor wide_b("b", DType::kFloat32, a.view().shape());
+  OwnedTensor wide_a("a", DType::kFloat32, a.view().shape(), kTestDevice);
+  OwnedTensor wide_b("b", DType::kFloat32, a.view().shape(), kTestDevice);
   Cast(ctx, a, Overflow::kSaturate, wide_a);
   Cast(ctx, b, Overflow::kSaturate, wide_b);
   double difference = 0, norm = 0;
@@ -315,7 +318,7 @@ TEST(TrainActivationsTest, TakeWhatBytesSays) {
     for (const Recompute recompute : {Recompute::kNone, Recompute::kLayer}) {
       TestContext ctx;
       TrainActivations activations;
-      OwnedTensor hidden("hidden", DType::kFloat16, {11, config.hidden_size});
+      OwnedTensor hidden("hidden", DType::kFloat16, {11, config.hidden_size}, kTestDevice);
       Transformer(config).ForwardTrain(ctx, *weights, batch, recompute, &activations, hidden);
       size_t held = 0;
       for (const MemoryUse& use : MemoryReport()) held += use.name == "activations" ? use.bytes : 0;
@@ -338,7 +341,7 @@ TEST(TransformerOverflowTest, TheBackwardCountsNoSaturatedStores) {
 
   TestContext forward_ctx;
   TrainActivations activations;
-  OwnedTensor hidden("hidden", DType::kFloat16, dhidden.view().shape());
+  OwnedTensor hidden("hidden", DType::kFloat16, dhidden.view().shape(), kTestDevice);
   Transformer(config).ForwardTrain(forward_ctx, *weights, Pack(sequences), Recompute::kNone,
                                    &activations, hidden);
   EXPECT_GT(forward_ctx.saturated(), 0);
@@ -359,7 +362,7 @@ TEST(TransformerGradientTest, MatchesFiniteDifferences) {
       const auto weights = WeightsFrom(config, master, DType::kFloat32);
       TestContext ctx;
       TrainActivations activations;
-      OwnedTensor hidden("hidden", DType::kFloat32, dhidden.view().shape());
+      OwnedTensor hidden("hidden", DType::kFloat32, dhidden.view().shape(), kTestDevice);
       Transformer(config).ForwardTrain(ctx, *weights, Pack(sequences), Recompute::kNone,
                                        &activations, hidden);
       double sum = 0;
@@ -401,7 +404,7 @@ TEST(TransformerCacheTest, EmptyLogitRowsOnlyFillTheCache) {
   const ModelConfig config = TinyConfig(Architecture::kQwen3);
   const auto weights = WeightsFrom(config, RandomMaster(config, 1), DType::kFloat16);
   TestContext ctx;
-  KvCache cache(config, DType::kFloat16, 1);
+  KvCache cache(config, DType::kFloat16, 1, kTestDevice);
   StepBatch step;
   step.tokens = {1, 2, 3};
   step.positions = {0, 1, 2};
@@ -410,7 +413,7 @@ TEST(TransformerCacheTest, EmptyLogitRowsOnlyFillTheCache) {
   step.context = {3};
   step.block_tables = {0};
   step.max_blocks = 1;
-  OwnedTensor none("none", DType::kFloat16, {0, config.hidden_size});
+  OwnedTensor none("none", DType::kFloat16, {0, config.hidden_size}, kTestDevice);
   Transformer(config).ForwardInfer(ctx, *weights, step, &cache, none);
 
   step.tokens = {4};
@@ -419,10 +422,10 @@ TEST(TransformerCacheTest, EmptyLogitRowsOnlyFillTheCache) {
   step.query_start = {0, 1};
   step.context = {4};
   step.logit_rows = {0};
-  OwnedTensor hidden("hidden", DType::kFloat16, {1, config.hidden_size});
+  OwnedTensor hidden("hidden", DType::kFloat16, {1, config.hidden_size}, kTestDevice);
   Transformer(config).ForwardInfer(ctx, *weights, step, &cache, hidden);
   TrainActivations activations;
-  OwnedTensor expected("expected", DType::kFloat16, {4, config.hidden_size});
+  OwnedTensor expected("expected", DType::kFloat16, {4, config.hidden_size}, kTestDevice);
   Transformer(config).ForwardTrain(ctx, *weights, Pack({{1, 2, 3, 4}}), Recompute::kNone,
                                    &activations, expected);
   ExpectEqualBytes(hidden, expected.view().Rows(3, 1), "row 3");
@@ -435,8 +438,8 @@ OwnedTensor Decode(const ModelWeights& weights, const std::vector<int32_t>& sequ
   const TestContext ctx(1, profile);
   const auto count = static_cast<int64_t>(sequence.size());
   const int64_t blocks = (count + kKvBlockTokens - 1) / kKvBlockTokens;
-  KvCache cache(config, weights.dtype(), blocks);
-  OwnedTensor hidden("hidden", weights.dtype(), {count, config.hidden_size});
+  KvCache cache(config, weights.dtype(), blocks, kTestDevice);
+  OwnedTensor hidden("hidden", weights.dtype(), {count, config.hidden_size}, kTestDevice);
   for (int64_t done = 0; done < count;) {
     const int64_t rows = done == 0 ? count / 2 : 1;
     StepBatch step;
@@ -473,7 +476,8 @@ double Distance(ConstTensor a, const OwnedTensor& exact) {
 // Against the training engine in FP32 with the same (rounded) weights.
 TEST_P(TransformerTest, TheFastEngineIsAnotherEngineAndNoWorse) {
   const Sequences sequences = RandomSequences(config_, {90}, 31);
-  ParameterBuffer rounded(weights_->parameters().shared_layout(), DType::kFloat32, "rounded");
+  ParameterBuffer rounded(weights_->parameters().shared_layout(), DType::kFloat32, "rounded",
+                          kTestDevice);
   Cast(TestContext(), std::as_const(*weights_).parameters().flat(), Overflow::kInfinity,
        rounded.flat());
   const auto exact_weights = WeightsFrom(config_, rounded, DType::kFloat32);
@@ -494,7 +498,7 @@ TEST(TransformerMemoryTest, SteadyStateAllocatesNothing) {
   const auto weights = WeightsFrom(config, RandomMaster(config, 1), DType::kFloat16);
   TestContext ctx;
   TrainActivations activations;
-  ModelGradients gradients(weights->parameters().shared_layout());
+  ModelGradients gradients(weights->parameters().shared_layout(), kTestDevice);
   const Transformer transformer(config);
   const auto total = [] {
     size_t bytes = 0;
@@ -504,7 +508,7 @@ TEST(TransformerMemoryTest, SteadyStateAllocatesNothing) {
   size_t after_first = 0;
   for (const int length : {60, 20, 60}) {
     const PackedBatch batch = Pack(RandomSequences(config, {length}, 2));
-    OwnedTensor hidden("hidden", DType::kFloat16, {60, config.hidden_size});
+    OwnedTensor hidden("hidden", DType::kFloat16, {60, config.hidden_size}, kTestDevice);
     transformer.ForwardTrain(ctx, *weights, batch, Recompute::kNone, &activations,
                              hidden.view().Rows(0, length));
     transformer.Backward(ctx, *weights, batch, activations, hidden.view().Rows(0, length),
