@@ -48,6 +48,22 @@ HALFSTEP_DEVICE void StorePack(Pointer<T> p, int64_t i, const Pack<T, count>& pa
   *PackAddress<Pack<T, count>>(p, i) = pack;
 }
 
+// Two elements, as a lane holds them of the result of a matrix instruction.
+template <class T>
+struct alignas(2 * sizeof(T)) Pair {
+  T low, high;
+};
+
+// p[i] and p[i + 1]; the address must be a multiple of the size of a pair.
+template <class T>
+HALFSTEP_DEVICE Pair<T> LoadPair(Pointer<const T> p, int64_t i) {
+  return *PackAddress<const Pair<T>>(p, i);
+}
+template <class T>
+HALFSTEP_DEVICE void StorePair(Pointer<T> p, int64_t i, Pair<T> pair) {
+  *PackAddress<Pair<T>>(p, i) = pair;
+}
+
 // A forward store: FP16 saturates at +-65504 and is counted, NaN stays NaN; other types as they
 // are.
 template <class T>

@@ -17,6 +17,9 @@
 // Before a parameter of a kernel that is an array indexed at run time: each thread would copy it to
 // local memory otherwise. Makes it const.
 #define HALFSTEP_INDEXED const __grid_constant__
+// Between `void` and the name of a kernel: it is started with at most `threads` threads a block,
+// and takes no more registers than let `blocks` of them share a multiprocessor.
+#define HALFSTEP_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 
 namespace halfstep::cuda {
 
@@ -62,6 +65,13 @@ template <class T>
 HALFSTEP_DEVICE Pointer<T> SharedMemory(size_t byte_offset, int64_t count) {
   extern __shared__ __align__(128) unsigned char halfstep_shared_memory[];
   return Pointer<T>(reinterpret_cast<T*>(halfstep_shared_memory + byte_offset), count);
+}
+
+// x, of which the compiler no longer knows whence it is: what depends on it is computed where it is
+// used instead of being kept in registers from an earlier use.
+HALFSTEP_DEVICE int Recomputed(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
 
 HALFSTEP_DEVICE void SyncBlock() { __syncthreads(); }

@@ -3,7 +3,10 @@
 //
 // Every output element is one FP32 accumulation chain over the ascending inner index, so a row's
 // bits do not depend on the other rows, on tiles or on threads (docs/numerics.md). Only the forward
-// of the fast profile may split the inner index, where the rows are few.
+// of the fast profile may split the inner index, where the rows are few. On CUDA the chain of
+// 16-bit factors goes in steps of 16, and cuBLASLt, where it computes the forward of the fast
+// profile or a backward product, may split it, in the same way in each run
+// (cuda/gemm_provider.h).
 #pragma once
 
 #include <cstddef>
@@ -40,9 +43,10 @@ void LinearBackwardInput(const ExecContext& ctx, ConstTensor dy, const LinearWei
                          Tensor dx);
 
 // dweight[o, i] += sum_t dy[t, o] x[t, i], ascending t, continuing the chain that `dweight` holds,
-// so a different split of the tokens over calls changes no bit. dy: in the dtype of x or FP32;
-// dweight: FP32 [out, in]. dbias (FP32 [out], may be empty) accumulates sum_t dy[t, o] in the same
-// order.
+// so a different split of the tokens over calls changes no bit. (On CUDA, of 16-bit factors, a
+// split into multiples of 16 tokens changes none; where cuBLASLt computes, any split may.) dy: in
+// the dtype of x or FP32; dweight: FP32 [out, in]. dbias (FP32 [out], may be empty) accumulates
+// sum_t dy[t, o] in the same order, whatever the split.
 void LinearBackwardWeight(const ExecContext& ctx, ConstTensor dy, ConstTensor x, Tensor dweight,
                           Tensor dbias);
 

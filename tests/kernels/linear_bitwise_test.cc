@@ -16,6 +16,7 @@
 namespace halfstep {
 namespace {
 
+using test::kEmulated;
 using test::kRealDTypes;
 using test::LoadDouble;
 using test::SameBits;
@@ -28,8 +29,11 @@ struct Dims {
 
 // Several tiles, panels and blocks of the inner index, none of them whole; then the shapes of a
 // small model; then inner sizes beyond what is converted at once.
-const std::vector<Dims> kCases = {
-    {67, 213, 77}, {260, 96, 300}, {41, 512, 160}, {300, 401, 1100}, {37, 2500, 65}};
+const std::vector<Dims> kCases =
+    kEmulated
+        ? std::vector<Dims>{{67, 213, 77}, {41, 512, 40}, {133, 40, 150}}
+        : std::vector<Dims>{
+              {67, 213, 77}, {260, 96, 300}, {41, 512, 160}, {300, 401, 1100}, {37, 2500, 65}};
 
 struct Weight {
   OwnedTensor plain, packed, bias;
@@ -74,7 +78,8 @@ TEST(LinearBitwiseTest, RowAloneEqualsRowInAnyBatch) {
       const OwnedTensor dy = random.Normal(dtype, {dims.tokens, dims.out});
       const OwnedTensor y = Forward(ctx, x, w, dtype), dx = BackwardInput(ctx, dy, w);
       for (const int64_t rows : {1, 2, 3, 4, 6, 7, 8, 13, 14, 15, 29}) {
-        for (int64_t begin = 0; begin + rows <= dims.tokens; begin += rows + 11) {
+        const int64_t stride = test::Many(rows + 11, rows + 43);
+        for (int64_t begin = 0; begin + rows <= dims.tokens; begin += stride) {
           const std::string name = CaseName(dims, dtype) + " rows " + std::to_string(rows);
           ASSERT_TRUE(SameBits(Forward(ctx, x.view().Rows(begin, rows), w, dtype),
                                y.view().Rows(begin, rows), name));
@@ -99,7 +104,7 @@ TEST(LinearBitwiseTest, ThreadsAndTargetsComputeTheSameBits) {
       OwnedTensor dweight = Zeros(DType::kFloat32, {dims.out, dims.in});
       OwnedTensor dbias = Zeros(DType::kFloat32, {dims.out});
       LinearBackwardWeight(one, dy, x, dweight, dbias);
-      for (const std::string& target : CpuTargets()) {
+      for (const std::string& target : test::MachinesUnderTest()) {
         for (const int threads : {1, 2, 3}) {
           SetCpuTargetForTest(target);
           TestContext ctx(threads);
@@ -124,7 +129,7 @@ TEST(LinearBitwiseTest, SplitOfTheTokensChangesNoWeightGradient) {
   TestContext ctx(2);
   test::Random random(3);
   for (const DType dtype : kRealDTypes) {
-    const Dims dims{500, 70, 45};
+    const Dims dims{test::Many(500, 200), 70, 45};
     const OwnedTensor x = random.Normal(dtype, {dims.tokens, dims.in});
     const OwnedTensor dy = random.Normal(dtype, {dims.tokens, dims.out});
     const auto run = [&](int64_t step, Tensor dweight, Tensor dbias) {
@@ -137,7 +142,10 @@ TEST(LinearBitwiseTest, SplitOfTheTokensChangesNoWeightGradient) {
     OwnedTensor dweight = Zeros(DType::kFloat32, {dims.out, dims.in});
     OwnedTensor dbias = Zeros(DType::kFloat32, {dims.out});
     run(dims.tokens, dweight, dbias);
-    for (const int64_t step : {1, 7, 64, 193}) {
+    // With tensor cores the chain goes in steps of 16 tokens.
+    const bool in_steps = kEmulated && dtype != DType::kFloat32;
+    for (const int64_t step :
+         in_steps ? std::vector<int64_t>{16, 64, 112} : std::vector<int64_t>{1, 7, 64, 193}) {
       OwnedTensor other = Zeros(DType::kFloat32, {dims.out, dims.in});
       OwnedTensor other_bias = Zeros(DType::kFloat32, {dims.out});
       run(step, other, other_bias);
@@ -151,17 +159,19 @@ TEST(LinearBitwiseTest, IsOneFusedChainOverAscendingInnerIndex) {
   TestContext ctx;
   test::Random random(4);
   const Dims dims{20, 450, 40};
-  const Weight w = MakeWeight(ctx, random, DType::kFloat16, dims);
-  const OwnedTensor x = random.Normal(DType::kFloat16, {dims.tokens, dims.in});
+  // The matrix instructions of tensor cores add 16 products at once (cuda/gemm_test.cc).
+  const DType dtype = kEmulated ? DType::kFloat32 : DType::kFloat16;
+  const Weight w = MakeWeight(ctx, random, dtype, dims);
+  const OwnedTensor x = random.Normal(dtype, {dims.tokens, dims.in});
   OwnedTensor want = Zeros(DType::kFloat32, {dims.tokens, dims.out});
   for (int64_t t = 0; t < dims.tokens; ++t) {
     for (int64_t o = 0; o < dims.out; ++o) {
       float chain = 0;
       for (int64_t i = 0; i < dims.in; ++i) {
-        chain = std::fma(ToFloat(x.view().as<Float16>()[t * dims.in + i]),
-                         ToFloat(w.plain.view().as<Float16>()[o * dims.in + i]), chain);
+        chain = std::fma(static_cast<float>(LoadDouble(x, t * dims.in + i)),
+                         static_cast<float>(LoadDouble(w.plain, o * dims.in + i)), chain);
       }
-      want.view().as<float>()[t * dims.out + o] = chain + ToFloat(w.bias.view().as<Float16>()[o]);
+      want.view().as<float>()[t * dims.out + o] = chain + static_cast<float>(LoadDouble(w.bias, o));
     }
   }
   EXPECT_TRUE(SameBits(Forward(ctx, x, w, DType::kFloat32), want, "chain"));
@@ -187,8 +197,9 @@ TEST(LinearBitwiseTest, SplitInnerIndexIsNoticed) {
     Weight w;
     w.plain = columns(weight);
     w.bias = Zeros(DType::kFloat16, {dims.out});
-    w.packed = Zeros(DType::kUInt8, {static_cast<int64_t>(PackedLinearBytes(
-                                        kCpuDevice, DType::kFloat16, dims.out, end - begin))});
+    w.packed =
+        Zeros(DType::kUInt8, {static_cast<int64_t>(PackedLinearBytes(
+                                 test::kTestDevice, DType::kFloat16, dims.out, end - begin))});
     PackLinear(ctx, std::as_const(w.plain).view(), w.packed);
     return Forward(ctx, columns(x), w, DType::kFloat32);
   };
@@ -215,7 +226,7 @@ TEST(LinearBitwiseTest, Fp16ForwardStoresSaturateAndAreCounted) {
       }
       w.bias = Zeros(DType::kFloat16, {dims.out});
       w.packed = Zeros(DType::kUInt8, {static_cast<int64_t>(PackedLinearBytes(
-                                          kCpuDevice, DType::kFloat16, dims.out, dims.in))});
+                                          test::kTestDevice, DType::kFloat16, dims.out, dims.in))});
       PackLinear(ctx, std::as_const(w.plain).view(), w.packed);
       OwnedTensor x = Zeros(DType::kFloat16, {rows, dims.in});
       for (int64_t i = 0; i < x.view().elements(); ++i) {

@@ -16,7 +16,9 @@ namespace {
 
 using test::AsDouble;
 using test::Close;
+using test::kEmulated;
 using test::kRealDTypes;
+using test::Many;
 using test::SameBits;
 using test::TestContext;
 using test::Zeros;
@@ -42,9 +44,9 @@ std::vector<Dims> OddDims() {
     cases.push_back({1, 40, out});
     cases.push_back({31, 24, out});
   }
-  cases.push_back({300, 65, 70});
-  cases.push_back({33, 2100, 40});
-  cases.push_back({600, 20, 600});
+  cases.push_back({Many(300, 130), 65, 70});
+  cases.push_back({33, Many(2100, 600), 40});
+  cases.push_back({Many(600, 70), 20, Many(600, 270)});
   return cases;
 }
 
@@ -105,7 +107,7 @@ TEST_P(LinearTest, ForwardOfTheFastProfileMatchesTheReference) {
     for (const int threads : {1, 3}) {
       const TestContext ctx(threads, Profile::kFast);
       for (const Dims& dims : OddDims()) {
-        if (dims.tokens > 8) continue;
+        if (dims.tokens > 8 || (kEmulated && threads > 1)) continue;
         test::Random random(4);
         const Weight w = MakeWeight(ctx, random, dtype, dims);
         const OwnedTensor x = random.Normal(dtype, {dims.tokens, dims.in});
@@ -119,7 +121,8 @@ TEST_P(LinearTest, ForwardOfTheFastProfileMatchesTheReference) {
   }
 }
 
-// Few rows split the inner index: another order of summation shows in the bits.
+// Few rows split the inner index: another order of summation shows in the bits. In FP32 only the
+// CPU does so.
 TEST_P(LinearTest, TheFastProfileSplitsTheInnerIndexOfFewRows) {
   const TestContext fast(1, Profile::kFast), bitwise;
   for (const int64_t tokens : {1, 2, 3, 20}) {
@@ -131,7 +134,7 @@ TEST_P(LinearTest, TheFastProfileSplitsTheInnerIndexOfFewRows) {
     OwnedTensor other = Zeros(DType::kFloat32, {dims.tokens, dims.out});
     Linear(fast, x, w.view(), y);
     Linear(bitwise, x, w.view(), other);
-    EXPECT_EQ(bool(SameBits(y, other, "y")), tokens == 20) << tokens << " tokens";
+    EXPECT_EQ(bool(SameBits(y, other, "y")), tokens == 20 || kEmulated) << tokens << " tokens";
   }
 }
 
@@ -190,7 +193,7 @@ TEST(LinearReferenceTest, GradientsMatchFiniteDifferences) {
   EXPECT_TRUE(test::MatchesFiniteDifference(loss, bias, dbias, "dbias"));
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, LinearTest, testing::ValuesIn(CpuTargets()),
+INSTANTIATE_TEST_SUITE_P(Targets, LinearTest, testing::ValuesIn(test::MachinesUnderTest()),
                          [](const auto& target) { return target.param; });
 
 }  // namespace

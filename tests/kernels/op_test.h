@@ -243,6 +243,12 @@ class ScopedCpuTarget {
   ScopedCpuTarget& operator=(const ScopedCpuTarget&) = delete;
 };
 
+// What a test suite over the targets of the CPU is to run on: all of them, or once under emulation,
+// which does not depend on them.
+inline std::vector<std::string> MachinesUnderTest() {
+  return kEmulated ? std::vector<std::string>{CpuTargets().front()} : CpuTargets();
+}
+
 // Calls run(context) with 1, 2 and 3 threads on every CPU target and expects the bits of the first
 // call from all of them; emulated, each call has another order of threads. Use shapes above the
 // grain of the operation, or there is nothing to divide.

@@ -21,6 +21,7 @@
 #define HALFSTEP_DEVICE inline
 #define HALFSTEP_HOST_DEVICE inline
 #define HALFSTEP_INDEXED const
+#define HALFSTEP_LAUNCH_BOUNDS(threads, blocks)
 
 namespace halfstep::cuda {
 
@@ -59,7 +60,7 @@ class Pointer {
     }
     return data_ + i;
   }
-  // The same for some bytes at an address that must be a multiple of their number.
+  // The same for `bytes` bytes, whose address must be a multiple of their number.
   T* CheckedVector(int64_t i, size_t bytes = 16) const {
     T* const address = Checked(i, static_cast<int64_t>(bytes / sizeof(T)));
     if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
@@ -77,6 +78,7 @@ class Pointer {
 
 template <class P, class T>
 P* PackAddress(Pointer<T> p, int64_t i) {
+  static_assert(sizeof(P) == alignof(P) && sizeof(P) <= 16);
   return reinterpret_cast<P*>(p.CheckedVector(i, sizeof(P)));
 }
 
@@ -93,6 +95,8 @@ Pointer<T> SharedMemory(size_t byte_offset, int64_t count) {
                         byte_offset, static_cast<size_t>(count) * sizeof(T))),
                     count);
 }
+
+inline int Recomputed(int x) { return x; }
 
 inline void SyncBlock() { emulator::Barrier(); }
 inline void SyncWarp() {
