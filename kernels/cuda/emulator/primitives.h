@@ -211,10 +211,11 @@ void MultiplyFragments(const WarpExchange& x) {
     const auto* const own = static_cast<const float*>(x.output[l]);
     const int row = l / 4, column = l % 4 * 2;
     for (int i = 0; i < 4; ++i) {
-      std::memcpy(&a[row + i % 2 * 8][column + i / 2 * 8], &in.a[i], 4);
+      std::memcpy(static_cast<void*>(&a[row + i % 2 * 8][column + i / 2 * 8]), &in.a[i], 4);
       d[ResultRow(l, i)][ResultColumn(l, i)] = own[i];
     }
-    for (int i = 0; i < 2; ++i) std::memcpy(&b[row][column + i * 8], &in.b[i], 4);
+    for (int i = 0; i < 2; ++i)
+      std::memcpy(static_cast<void*>(&b[row][column + i * 8]), &in.b[i], 4);
   }
   TensorCoreMultiplyAdd(a, b, d);
   for (int l = 0; l < 32; ++l) {
