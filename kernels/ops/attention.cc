@@ -24,6 +24,7 @@ void CheckPacked(const PackedAttention& in, ConstTensor lse) {
   HALFSTEP_CHECK_EQ(in.k.dim(0), in.q.dim(0));
   HALFSTEP_CHECK_EQ(in.v.shape(), in.k.shape());
   HALFSTEP_CHECK(in.k.dtype() == in.q.dtype() && in.v.dtype() == in.q.dtype());
+  HALFSTEP_CHECK_GT(in.scale, 0);
   HALFSTEP_CHECK(in.cu_seqlens.dtype() == DType::kInt32);
   HALFSTEP_CHECK_GE(in.cu_seqlens.elements(), 1);
   HALFSTEP_CHECK_EQ(lse.shape(), (Shape{in.q.dim(1), in.q.dim(0)}));
@@ -83,6 +84,7 @@ void PagedCausalAttention(const ExecContext& ctx, ConstTensor q, const KvCacheLa
   CheckHeads(q, cache.kv_heads, cache.head_dim);
   CheckSame(out, q);
   HALFSTEP_CHECK(q.dtype() == cache.dtype);
+  HALFSTEP_CHECK_GT(scale, 0);
   HALFSTEP_CHECK_EQ(batch.block_tables.rank(), 2);
   HALFSTEP_CHECK_EQ(batch.context.shape(), (Shape{batch.block_tables.dim(0)}));
   HALFSTEP_CHECK_EQ(batch.query_start.shape(), (Shape{batch.block_tables.dim(0) + 1}));

@@ -5,8 +5,14 @@
 // Both run one recurrence: blocks of kKvBlockTokens keys from position 0 on, online softmax in FP32
 // (Dao et al., arXiv 2205.14135), probabilities rounded to the dtype before P V, no split over
 // keys. So the output row of a query depends on its sequence only, and training equals decoding bit
-// for bit. In the fast profile PagedCausalAttention keeps probabilities in FP32 and splits the keys
-// of a single query into parts that are merged by their log-sum-exp (Flash-Decoding).
+// for bit. In the fast profile PagedCausalAttention splits the keys of a single query into parts
+// that are merged by their log-sum-exp (Flash-Decoding), and on the CPU keeps probabilities in
+// FP32.
+//
+// On CUDA a block of the softmax has 64 keys where elements have 16 bits, head_dim is at most 256,
+// 16-bit backward rounds probabilities and their gradients to the dtype before they enter products,
+// and a value that is not a number also reaches the queries before it in its block of keys, whose
+// probability of 0 does not keep it out of the matrix instruction.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +31,7 @@ struct PackedAttention {
   ConstTensor k;           // [tokens, kv_heads, head_dim]
   ConstTensor v;           // [tokens, kv_heads, head_dim]
   ConstTensor cu_seqlens;  // int32 [sequences + 1], ascending from 0 to tokens
-  float scale = 0;         // of the scores, commonly 1 / sqrt(head_dim)
+  float scale = 0;         // of the scores, above 0, commonly 1 / sqrt(head_dim)
 };
 
 // out: [tokens, heads, head_dim]; lse: FP32 [heads, tokens], log-sum-exp of the scaled scores,

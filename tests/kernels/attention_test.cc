@@ -19,6 +19,8 @@ using test::AsDouble;
 using test::AttentionCase;
 using test::AttentionShape;
 using test::Close;
+using test::kEmulated;
+using test::Many;
 using test::TestContext;
 using test::Zeros;
 
@@ -27,6 +29,7 @@ const std::vector<AttentionShape>& Shapes() {
       {2, 2, 16, {1, 3}},  {4, 2, 16, {45, 33}}, {2, 1, 8, {31, 32, 33, 1}}, {4, 1, 24, {65, 0, 7}},
       {3, 3, 32, {64, 2}}, {8, 2, 40, {37}},     {6, 3, 64, {50, 97}},       {2, 1, 80, {40}},
       {2, 2, 96, {66}},    {5, 1, 128, {35, 5}}, {2, 1, 136, {9}},           {4, 2, 32, {}},
+      {4, 2, 15, {34, 9}},
   };
   return shapes;
 }
@@ -91,14 +94,16 @@ TEST(CausalAttentionTest, GradientOverflowReachesTheCaller) {
 
 TEST(CausalAttentionTest, NotANumberStaysInItsSequenceAndAfterItsPosition) {
   const TestContext ctx;
-  AttentionCase in(DType::kFloat16, {2, 1, 32, {40, 40}});
+  AttentionCase in(DType::kFloat16, {2, 1, 32, {75, 40}});
   const test::AttentionOutputs clean = in.Run(ctx);
-  // Value of token 35 of the first sequence: seen by queries 35 to 39 of that sequence only.
-  in.v.view().as<Float16>()[35 * 32 + 3].bits = 0x7e00;
+  // Value of token 70 of the first sequence: seen by queries 70 to 74 of that sequence only; CUDA
+  // lets it reach those from the beginning of its block of 64 keys on.
+  const int64_t first = Many(70, 64);
+  in.v.view().as<Float16>()[70 * 32 + 3].bits = 0x7e00;
   const test::AttentionOutputs out = in.Run(ctx);
-  for (int64_t t = 0; t < 80; ++t) {
+  for (int64_t t = 0; t < 115; ++t) {
     for (int64_t i = t * 64; i < t * 64 + 64; ++i) {
-      const bool poisoned = t >= 35 && t < 40 && i % 32 == 3;
+      const bool poisoned = t >= first && t < 75 && i % 32 == 3;
       EXPECT_EQ(std::isnan(test::LoadDouble(out.out, i)), poisoned) << t << " " << i;
       if (!poisoned) {
         EXPECT_EQ(test::LoadDouble(out.out, i), test::LoadDouble(clean.out, i));
@@ -107,18 +112,32 @@ TEST(CausalAttentionTest, NotANumberStaysInItsSequenceAndAfterItsPosition) {
   }
 }
 
-// The whole context as one prefill, and its last tokens one by one. The reference takes nearly all
-// of the time, so what is long has few heads.
+// With contexts of one, two and more parts. The reference takes nearly all of the time, so what is
+// long has few heads.
+const std::vector<AttentionShape>& LongShapes() {
+  static const std::vector<AttentionShape> shapes = {
+      {4, 2, 32, {530, 256, 257, 3}},
+      {10, 2, 64, {515}},
+      {3, 3, 24, {300, 1030}},
+      {12, 1, 16, {513}},
+  };
+  static const std::vector<AttentionShape> emulated = {
+      {2, 1, 32, {258, 256, 3}},
+      {5, 1, 64, {259}},
+      {1, 1, 24, {40, 530}},
+  };
+  return kEmulated ? emulated : shapes;
+}
+
+// The whole context as one prefill, and its last tokens one by one.
 TEST(PagedAttentionTest, FastProfileMatchesReferenceWithSplitKeys) {
   for (const DType dtype : test::kRealDTypes) {
-    for (const AttentionShape& shape :
-         {AttentionShape{4, 2, 32, {530, 256, 257, 3}}, AttentionShape{10, 2, 64, {515}},
-          AttentionShape{3, 3, 24, {300, 1030}}, AttentionShape{12, 1, 16, {513}}}) {
+    for (const AttentionShape& shape : LongShapes()) {
       const AttentionCase in(dtype, shape);
       const AttentionCase exact = in.InDouble();
       test::AttentionOutputs want(DType::kFloat64, DType::kFloat64, shape);
       reference::CausalAttention(exact.packed(), want.out, want.lse);
-      for (const int threads : {1, 3}) {
+      for (int threads = 1; threads <= Many(3, 1); threads += 2) {
         const TestContext ctx(threads, Profile::kFast);
         test::Random random(5);
         test::PagedCache cache(in, random);
@@ -139,19 +158,22 @@ TEST(PagedAttentionTest, FastProfileMatchesReferenceWithSplitKeys) {
 
 // A split must not be what the bitwise profile computes, or nothing was split.
 TEST(PagedAttentionTest, FastProfileSplitsTheKeysOfALongContext) {
-  const AttentionCase in(DType::kFloat32, {4, 2, 32, {600}});
+  const auto tokens = static_cast<int32_t>(Many(600, 270));
+  const AttentionCase in(DType::kFloat32, {4, 2, 32, {tokens}});
   const auto last_row = [&](Profile profile) {
     const TestContext ctx(1, profile);
     test::Random random(6);
     test::PagedCache cache(in, random);
     OwnedTensor out = Zeros(DType::kFloat32, in.q.view().shape());
-    cache.Step(ctx, {0}, {599}, out);
-    cache.Step(ctx, {599}, {600}, out);
+    cache.Step(ctx, {0}, {tokens - 1}, out);
+    cache.Step(ctx, {tokens - 1}, {tokens}, out);
     return out;
   };
   const OwnedTensor fast = last_row(Profile::kFast), bitwise = last_row(Profile::kBitwise);
-  EXPECT_FALSE(test::SameBits(fast.view().Rows(599, 1), bitwise.view().Rows(599, 1), "split"));
-  EXPECT_TRUE(test::SameBits(fast.view().Rows(0, 599), bitwise.view().Rows(0, 599), "whole"));
+  EXPECT_FALSE(
+      test::SameBits(fast.view().Rows(tokens - 1, 1), bitwise.view().Rows(tokens - 1, 1), "split"));
+  EXPECT_TRUE(
+      test::SameBits(fast.view().Rows(0, tokens - 1), bitwise.view().Rows(0, tokens - 1), "whole"));
 }
 
 }  // namespace
