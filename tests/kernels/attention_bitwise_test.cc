@@ -15,10 +15,10 @@
 namespace halfstep {
 namespace {
 
+using kEmulated;
+using Many;
 using test::AttentionCase;
 using test::AttentionShape;
-using test::kEmulated;
-using test::Many;
 using test::PagedCache;
 using test::Random;
 using test::SameBits;

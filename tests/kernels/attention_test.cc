@@ -15,12 +15,12 @@
 namespace halfstep {
 namespace {
 
+using kEmulated;
+using Many;
 using test::AsDouble;
 using test::AttentionCase;
 using test::AttentionShape;
 using test::Close;
-using test::kEmulated;
-using test::Many;
 using test::TestContext;
 using test::Zeros;
 

@@ -26,7 +26,7 @@ TEST(AddTest, RoundsTheExactSum) {
   const TestContext ctx;
   for (const DType dtype : test::kRealDTypes) {
     for (const int64_t count : {int64_t{0}, int64_t{1}, int64_t{15}, int64_t{16}, int64_t{17},
-                                int64_t{1000}, test::Many(40001, 4001)}) {
+                                int64_t{1000}, Many(40001, 4001)}) {
       Random random(1);
       const OwnedTensor a = random.Normal(dtype, {count}), b = random.Normal(dtype, {count});
       OwnedTensor y = Zeros(dtype, {count}), want = Zeros(dtype, {count});
@@ -63,7 +63,7 @@ TEST(AddTest, OverflowSaturatesOrBecomesInfinity) {
 TEST(AccumulateTest, AddsInFp32) {
   const TestContext ctx(3);
   Random random(2);
-  const int64_t count = test::Many(100003, 5003);
+  const int64_t count = Many(100003, 5003);
   const OwnedTensor x = random.Normal(DType::kFloat32, {count});
   OwnedTensor y = random.Normal(DType::kFloat32, {count});
   OwnedTensor want = As(DType::kFloat32, y);
@@ -158,7 +158,7 @@ TEST(ColumnsTest, SplitAndConcatAreInverse) {
   const TestContext ctx(2);
   Random random(5);
   for (const DType dtype : test::kRealDTypes) {
-    for (const int64_t rows : {int64_t{0}, int64_t{1}, test::Many(1000, 40)}) {
+    for (const int64_t rows : {int64_t{0}, int64_t{1}, Many(1000, 40)}) {
       const OwnedTensor x = random.Normal(dtype, {rows, 75});
       OwnedTensor a = Zeros(dtype, {rows, 64}), b = Zeros(dtype, {rows, 10}),
                   c = Zeros(dtype, {rows, 1});
@@ -179,7 +179,7 @@ TEST(ColumnsTest, SplitAndConcatAreInverse) {
 TEST(RowsTest, GatherTakesAndScatterPutsBackWithZerosElsewhere) {
   const TestContext ctx(3);
   Random random(6);
-  const int64_t all = test::Many(5000, 300);
+  const int64_t all = Many(5000, 300);
   const OwnedTensor x = random.Normal(DType::kFloat32, {all, 33});
   std::vector<int32_t> index;
   for (int32_t i = 0; i < all; i += 1 + random.Below(5)) index.push_back(i);
@@ -209,7 +209,7 @@ TEST(RowsDeathTest, RowOutsideIsAnInvariant) {
   OwnedTensor y = Zeros(DType::kFloat16, {2, 9});
   for (const int32_t row : {-1, 4}) {
     const OwnedTensor rows = test::Ints({2, row});
-    if (!test::kEmulated) {
+    if (!kEmulated) {
       EXPECT_DEATH(GatherRows(ctx, x, rows, y), "check failed");
       continue;
     }
@@ -220,7 +220,7 @@ TEST(RowsDeathTest, RowOutsideIsAnInvariant) {
   }
   const OwnedTensor two = random.Normal(DType::kFloat16, {2, 9}), beyond = test::Ints({1, 4});
   OwnedTensor scattered = As(DType::kFloat16, x);
-  if (!test::kEmulated) {
+  if (!kEmulated) {
     EXPECT_DEATH(ScatterRows(ctx, two, beyond, scattered), "check failed");
     return;
   }
@@ -233,7 +233,7 @@ TEST(RowsDeathTest, RowOutsideIsAnInvariant) {
 TEST(ElementwiseTest, BitsDoNotDependOnThreadsOrTarget) {
   for (const DType dtype : test::kRealDTypes) {
     Random random(7);
-    const int64_t count = test::Many(150001, 9001);
+    const int64_t count = Many(150001, 9001);
     const OwnedTensor a = random.Normal(dtype, {count}, 1e4),
                       b = random.Normal(dtype, {count}, 1e5);
     test::ExpectSameBitsOnEveryMachine(Name(dtype), [&](const ExecContext& ctx) {

@@ -62,7 +62,7 @@ TEST(EmbeddingTest, BackwardAddsRowsToWhatIsThere) {
 TEST(EmbeddingTest, BackwardBitsDoNotDependOnThreadsTargetOrSplit) {
   for (const DType dtype : test::kRealDTypes) {
     Random random(3);
-    const int64_t tokens_in_all = test::Many(2000, 400), most = tokens_in_all * 3 / 4;
+    const int64_t tokens_in_all = Many(2000, 400), most = tokens_in_all * 3 / 4;
     const OwnedTensor dy = random.Normal(dtype, {tokens_in_all, 150});
     const OwnedTensor tokens = random.Ids(tokens_in_all, 30);
     test::ExpectSameBitsOnEveryMachine(Name(dtype), [&](const ExecContext& ctx) {
@@ -91,7 +91,7 @@ TEST(EmbeddingDeathTest, TokenOutsideTheTableIsAnInvariant) {
     const OwnedTensor tokens = test::Ints({token, 1});
     for (const DType dtype : {DType::kFloat16, DType::kFloat32}) {
       OwnedTensor y = Zeros(dtype, {2, 8});
-      if (!test::kEmulated) {
+      if (!kEmulated) {
         EXPECT_DEATH(Embedding(ctx, tokens, table, y), "check failed");
         continue;
       }
@@ -99,7 +99,7 @@ TEST(EmbeddingDeathTest, TokenOutsideTheTableIsAnInvariant) {
       Embedding(ctx, tokens, table, y);
       for (int64_t i = 0; i < 16; ++i) EXPECT_EQ(std::isnan(LoadDouble(y, i)), i < 8);
     }
-    if (!test::kEmulated) {
+    if (!kEmulated) {
       EXPECT_DEATH(EmbeddingBackward(ctx, dy, tokens, dtable), "check failed");
       continue;
     }

@@ -181,7 +181,7 @@ TEST(FinishHeadsDeathTest, PositionOutsideTheTableIsAnInvariant) {
   HeadCase in(DType::kFloat16, 2, 1, 1, 8);
   for (const int32_t position : {-1, 50}) {
     in.positions = test::Ints({position, 0});
-    if (!test::kEmulated) {
+    if (!kEmulated) {
       EXPECT_DEATH(in.Run(TestContext(), true), "check failed");
       continue;
     }

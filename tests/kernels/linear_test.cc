@@ -14,11 +14,11 @@
 namespace halfstep {
 namespace {
 
+using kEmulated;
+using Many;
 using test::AsDouble;
 using test::Close;
-using test::kEmulated;
 using test::kRealDTypes;
-using test::Many;
 using test::SameBits;
 using test::TestContext;
 using test::Zeros;

@@ -44,7 +44,7 @@ void Start(State& state, uint64_t seed) {
 TEST(AdamWTest, TenStepsMatchReference) {
   const TestContext ctx(2);
   for (const DType dtype : test::kRealDTypes) {
-    for (const int64_t count : {int64_t{1}, int64_t{17}, test::Many(70001, 2001)}) {
+    for (const int64_t count : {int64_t{1}, int64_t{17}, Many(70001, 2001)}) {
       State got(DType::kFloat32, dtype, count), want(DType::kFloat64, dtype, count);
       Start(got, 1);
       Start(want, 1);
@@ -79,7 +79,7 @@ TEST(AdamWTest, TinyGradientsTakeFullSteps) {
 
 TEST(AdamWTest, BitsDoNotDependOnThreadsOrTarget) {
   Random random(3);
-  const int64_t count = test::Many(100003, 3003);
+  const int64_t count = Many(100003, 3003);
   const OwnedTensor gradient = random.Normal(DType::kFloat32, {count});
   for (const DType dtype : test::kRealDTypes) {
     test::ExpectSameBitsOnEveryMachine(Name(dtype), [&](const ExecContext& ctx) {
@@ -102,8 +102,8 @@ TEST(AdamWTest, BitsDoNotDependOnThreadsOrTarget) {
 TEST(GradientStatisticsTest, MatchesPlainSums) {
   const TestContext ctx(2);
   // The largest is more than one pass of all blocks of the CUDA backend.
-  for (const int64_t count : {int64_t{0}, int64_t{1}, int64_t{15}, int64_t{4096}, int64_t{4097},
-                              test::Many(100003, 550001)}) {
+  for (const int64_t count :
+       {int64_t{0}, int64_t{1}, int64_t{15}, int64_t{4096}, int64_t{4097}, Many(100003, 550001)}) {
     Random random(5);
     const OwnedTensor gradient = random.Normal(DType::kFloat32, {count}, 1e4);
     double squares = 0, largest = 0;
@@ -143,7 +143,7 @@ TEST(GradientStatisticsTest, SquaresBeyondFp32DoNotOverflow) {
 
 TEST(GradientStatisticsTest, BitsDoNotDependOnThreadsOrTarget) {
   Random random(7);
-  const OwnedTensor gradient = random.Normal(DType::kFloat32, {test::Many(200003, 20003)});
+  const OwnedTensor gradient = random.Normal(DType::kFloat32, {Many(200003, 20003)});
   test::ExpectSameBitsOnEveryMachine("statistics", [&](const ExecContext& ctx) {
     std::vector<OwnedTensor> out;
     out.push_back(Zeros(DType::kFloat64, {2}));

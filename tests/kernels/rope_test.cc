@@ -79,7 +79,7 @@ TEST(RopeTest, ReferenceMatchesFiniteDifferences) {
 TEST(RopeTest, BitsDoNotDependOnThreadsOrTargetOrPlace) {
   for (const DType dtype : test::kRealDTypes) {
     for (const int64_t head_dim : {24, 32}) {
-      const Inputs in(dtype, test::Many(700, 30), 6, head_dim);
+      const Inputs in(dtype, Many(700, 30), 6, head_dim);
       const OwnedTensor table = Table(head_dim);
       test::ExpectSameBitsOnEveryMachine(Name(dtype), [&](const ExecContext& ctx) {
         std::vector<OwnedTensor> out;
@@ -148,7 +148,7 @@ TEST(RopeDeathTest, PositionOutsideTheTableIsAnInvariant) {
   const OwnedTensor table = Table(8);
   OwnedTensor x = Zeros(DType::kFloat16, {1, 2, 8});
   for (const int32_t position : {-1, static_cast<int32_t>(kPositions)}) {
-    if (test::kEmulated) {  // The host does not see it: the result says so.
+    if (kEmulated) {  // The host does not see it: the result says so.
       const OwnedTensor two = Zeros(DType::kFloat16, {2, 2, 8});
       OwnedTensor y = Zeros(DType::kFloat16, {2, 2, 8});
       for (const auto& rotate : {&Rope, &RopeBackward}) {
