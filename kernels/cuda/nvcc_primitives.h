@@ -77,7 +77,7 @@ HALFSTEP_DEVICE int Recomputed(int x) {
 HALFSTEP_DEVICE void SyncBlock() { __syncthreads(); }
 HALFSTEP_DEVICE void SyncWarp() { __syncwarp(); }
 
-// float, int or unsigned of another lane of the warp.
+// float, or an integer of 32 or 64 bits, of another lane of the warp.
 template <class T>
 HALFSTEP_DEVICE T ShuffleXor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
@@ -94,6 +94,9 @@ HALFSTEP_DEVICE unsigned long long AtomicAdd(Pointer<unsigned long long> p,
   return atomicAdd(p.data(), value);
 }
 HALFSTEP_DEVICE int AtomicAdd(Pointer<int> p, int value) { return atomicAdd(p.data(), value); }
+HALFSTEP_DEVICE unsigned AtomicAdd(Pointer<unsigned> p, unsigned value) {
+  return atomicAdd(p.data(), value);
+}
 HALFSTEP_DEVICE unsigned AtomicMax(Pointer<unsigned> p, unsigned value) {
   return atomicMax(p.data(), value);
 }

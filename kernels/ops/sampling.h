@@ -51,6 +51,8 @@ struct SamplingRow {
 // temperature, and an id is kept if every cut keeps it. A cut keeps at least one token; equal
 // logits at the edge of a cut are kept or dropped by ascending id. A row with a non-finite logit
 // gives token -1 and log-prob NaN.
+// `rows` is host memory on every device. CUDA copies it on the stream: when it is pageable it may
+// be gone as soon as the call returns, page-locked it stays until the stream has come that far.
 void SampleTokens(const ExecContext& ctx, ConstTensor logits, std::span<const SamplingRow> rows,
                   Tensor tokens, Tensor log_probs);
 

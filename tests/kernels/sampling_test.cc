@@ -17,6 +17,7 @@
 namespace halfstep {
 namespace {
 
+using test::Many;
 using test::SameBits;
 using test::TestContext;
 using test::Zeros;
@@ -72,8 +73,8 @@ class SamplingTest : public testing::TestWithParam<std::string> {
 TEST_P(SamplingTest, ChoosesWhatTheReferenceChooses) {
   TestContext ctx(2);
   test::Random random(1);
-  for (const int64_t vocab : {1, 2, 15, 16, 17, 63, 64, 65, 300, 1000}) {
-    const int64_t count = 200;
+  for (const int64_t vocab : {1, 2, 15, 16, 17, 63, 64, 65, 300, 1000, 5000}) {
+    const int64_t count = Many(200, vocab < 5000 ? 110 : 40);
     const OwnedTensor logits = random.Normal(DType::kFloat32, {count, vocab}, 2);
     std::vector<SamplingRow> rows = DistinctRows(count);
     for (int64_t r = 0; r < count; ++r) {
@@ -90,30 +91,70 @@ TEST_P(SamplingTest, ChoosesWhatTheReferenceChooses) {
   }
 }
 
-TEST_P(SamplingTest, FollowsTheDistribution) {
-  TestContext ctx(2);
-  const std::vector<double> probability = {0.5, 0.25, 0.125, 0.0625, 0.0625};
-  std::vector<float> row;
-  for (const double p : probability) row.push_back(static_cast<float>(std::log(p)));
-  const int64_t count = 20000;
-  const Samples got = Sample(ctx, Repeat(row, count), DistinctRows(count));
+// At temperature 1.
+const std::vector<double> kProbability = {0.5, 0.25, 0.125, 0.0625, 0.0625};
+
+Samples SampleProbability(const ExecContext& ctx, float temperature) {
+  std::vector<float> logits;
+  for (const double p : kProbability) logits.push_back(static_cast<float>(std::log(p)));
+  const int64_t count = Many(20000, 4000);
+  SamplingRow row;
+  row.temperature = temperature;
+  return Sample(ctx, Repeat(logits, count), DistinctRows(count, row));
+}
+
+double ChiSquared(const Samples& samples) {
+  const auto count = static_cast<double>(samples.tokens.view().elements());
   std::array<int64_t, 5> seen{};
-  for (int64_t r = 0; r < count; ++r) {
-    ++seen.at(static_cast<size_t>(got.token(r)));
-    ASSERT_NEAR(got.log_prob(r), std::log(probability[static_cast<size_t>(got.token(r))]), 1e-6);
+  for (int64_t r = 0; r < samples.tokens.view().elements(); ++r) {
+    ++seen.at(static_cast<size_t>(samples.token(r)));
   }
   double chi_squared = 0;
   for (size_t j = 0; j < 5; ++j) {
-    const double expected = probability[j] * count;
+    const double expected = kProbability[j] * count;
     chi_squared += (seen[j] - expected) * (seen[j] - expected) / expected;
   }
-  EXPECT_LT(chi_squared, 18.47);  // 0.999 quantile for four degrees of freedom
+  return chi_squared;
+}
+constexpr double kChiSquaredLimit = 18.47;  // 0.999 quantile for four degrees of freedom
+
+TEST_P(SamplingTest, FollowsTheDistribution) {
+  TestContext ctx(2);
+  const Samples got = SampleProbability(ctx, 1);
+  EXPECT_LT(ChiSquared(got), kChiSquaredLimit);
+  for (int64_t r = 0; r < got.tokens.view().elements(); ++r) {
+    ASSERT_NEAR(got.log_prob(r), std::log(kProbability[static_cast<size_t>(got.token(r))]), 1e-6);
+  }
+}
+
+TEST_P(SamplingTest, AWrongTemperatureIsAnotherDistribution) {
+  TestContext ctx(2);
+  EXPECT_GT(ChiSquared(SampleProbability(ctx, 1.25f)), 2 * kChiSquaredLimit);
+}
+
+// Of the size of the largest models.
+TEST_P(SamplingTest, CutsALargeVocabularyAsTheReferenceDoes) {
+  TestContext ctx(2);
+  test::Random random(5);
+  const int64_t vocab = 152064;
+  std::vector<SamplingRow> rows = DistinctRows(4);
+  rows[1].top_k = 50;
+  rows[2].top_p = 0.6f;
+  rows[3].temperature = 0.7f;
+  rows[3].top_k = 3000;
+  rows[3].top_p = 0.9f;
+  rows[3].min_p = 0.01f;
+  const OwnedTensor logits = random.Normal(DType::kFloat32, {4, vocab}, 3);
+  const Samples got = Sample(ctx, logits, rows);
+  for (int64_t r = 0; r < 4; ++r) {
+    EXPECT_EQ(got.token(r), reference::SampleToken(RowAsDouble(logits, r), rows[r])) << r;
+  }
 }
 
 TEST_P(SamplingTest, DoesNotDependOnTheRestOfTheBatch) {
   TestContext one, three(3);
   test::Random random(2);
-  const int64_t count = 150;
+  const int64_t count = Many(150, 60);
   const OwnedTensor logits = random.Normal(DType::kFloat32, {count, 301});
   std::vector<SamplingRow> rows = DistinctRows(count);
   for (int64_t r = 0; r < count; r += 3) rows[r].top_p = 0.9f;
@@ -143,8 +184,8 @@ TEST_P(SamplingTest, LogProbIgnoresTheCuts) {
 
 TEST_P(SamplingTest, LowestIdWinsTies) {
   TestContext ctx;
-  std::vector<float> row(40, 0.0f);
-  row[7] = row[23] = row[39] = 2.0f;
+  std::vector<float> row(600, 0.0f);
+  row[7] = row[23] = row[39] = row[599] = 2.0f;
   SamplingRow greedy;
   greedy.temperature = 0;
   EXPECT_EQ(Sample(ctx, Repeat(row, 1), {greedy}).token(0), 7);
@@ -155,15 +196,28 @@ TEST_P(SamplingTest, LowestIdWinsTies) {
 
 TEST_P(SamplingTest, CutsKeepEqualLogitsByAscendingId) {
   TestContext ctx(2);
-  const int64_t count = 2000;
+  const int64_t count = Many(2000, 400);
   std::vector<float> row(40, 0.0f);
+  row[1] = row[2] = -0.0f;  // equal to 0
   row[30] = 1.0f;
+  const auto seen = [&](const SamplingRow& cut) {
+    const Samples got = Sample(ctx, Repeat(row, count), DistinctRows(count, cut));
+    std::set<int32_t> ids;
+    for (int64_t r = 0; r < count; ++r) ids.insert(got.token(r));
+    return ids;
+  };
   SamplingRow cut;
   cut.top_k = 4;
-  const Samples got = Sample(ctx, Repeat(row, count), DistinctRows(count, cut));
-  std::set<int32_t> seen;
-  for (int64_t r = 0; r < count; ++r) seen.insert(got.token(r));
-  EXPECT_EQ(seen, (std::set<int32_t>{0, 1, 2, 30}));
+  EXPECT_EQ(seen(cut), (std::set<int32_t>{0, 1, 2, 30}));
+  // Relative to the first one, each of the others has a mass of exp(-1); 0.1 of all is 1.5347.
+  cut.top_k = 0;
+  cut.top_p = 0.1f;
+  EXPECT_EQ(seen(cut), (std::set<int32_t>{0, 1, 30}));
+  cut.top_k = 2;
+  EXPECT_EQ(seen(cut), (std::set<int32_t>{0, 30}));
+  cut.top_p = 1;
+  cut.min_p = 0.3f;
+  EXPECT_EQ(seen(cut), (std::set<int32_t>{0, 30}));
 }
 
 TEST_P(SamplingTest, EveryCutKeepsAtLeastOneToken) {
@@ -177,15 +231,17 @@ TEST_P(SamplingTest, EveryCutKeepsAtLeastOneToken) {
   EXPECT_EQ(Sample(ctx, logits, {cut}).token(0), 1);
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, SamplingTest, testing::ValuesIn(CpuTargets()),
+INSTANTIATE_TEST_SUITE_P(Targets, SamplingTest, testing::ValuesIn(test::MachinesUnderTest()),
                          [](const auto& target) { return target.param; });
 
 TEST(SamplingTargetsTest, ComputeTheSameBits) {
   TestContext ctx;
   test::Random random(4);
-  const int64_t count = 300;
+  const int64_t count = Many(300, 60);
   const OwnedTensor logits = random.Normal(DType::kFloat32, {count, 333}, 3);
-  const std::vector<SamplingRow> rows = DistinctRows(count);
+  std::vector<SamplingRow> rows = DistinctRows(count);
+  for (int64_t r = 0; r < count; r += 3) rows[r].top_p = 0.8f;
+  for (int64_t r = 0; r < count; r += 4) rows[r].top_k = 9;
   const Samples best = Sample(ctx, logits, rows);
   for (const std::string& target : CpuTargets()) {
     SetCpuTargetForTest(target);
@@ -195,6 +251,42 @@ TEST(SamplingTargetsTest, ComputeTheSameBits) {
   }
   SetCpuTargetForTest("");
 }
+
+#if defined(HALFSTEP_TEST_CUDA)
+// Equal logits: exp and log have the same bits on both, so noise, top-k and min-p are the same.
+// Sums differ by rounding, which moves the edge of top-p only where it meets a sum.
+TEST(CudaSamplingTest, ChoosesWhatTheCpuChooses) {
+  TestContext cuda;
+  Workspace workspace;
+  ExecContext cpu;
+  cpu.workspace = &workspace;
+  test::Random random(6);
+  int64_t with_top_p = 0, differ = 0;
+  for (const int64_t vocab : {1, 4, 17, 333, 4096, 4100}) {
+    const int64_t count = vocab < 4000 ? 160 : 32;
+    const OwnedTensor logits = random.Normal(DType::kFloat32, {count, vocab}, 3);
+    std::vector<SamplingRow> rows = DistinctRows(count);
+    for (int64_t r = 0; r < count; ++r) {
+      rows[r].temperature = 0.4f * static_cast<float>(r % 4);
+      rows[r].top_k = r % 3 == 1 ? static_cast<int32_t>(1 + r) : 0;
+      rows[r].min_p = r % 5 == 1 ? 0.05f : 0.0f;
+      rows[r].top_p = r % 2 == 1 ? 0.005f * static_cast<float>(r + 1) : 1.0f;
+    }
+    const Samples got = Sample(cuda, logits, rows), want = Sample(cpu, logits, rows);
+    for (int64_t r = 0; r < count; ++r) {
+      const bool same = got.token(r) == want.token(r);
+      if (rows[r].top_p < 1) {
+        ++with_top_p;
+        differ += same ? 0 : 1;
+      } else {
+        ASSERT_TRUE(same) << "vocab " << vocab << " row " << r;
+      }
+      if (same) EXPECT_NEAR(got.log_prob(r), want.log_prob(r), tolerance::kLogProb);
+    }
+  }
+  EXPECT_LE(differ, with_top_p / 200);
+}
+#endif
 
 TEST(PhiloxTest, MatchesThePublishedVectors) {
   // Known answers of the Random123 distribution for philox4x32-10.

@@ -151,6 +151,9 @@ inline unsigned long long AtomicAdd(Pointer<unsigned long long> p, unsigned long
   return std::exchange(p[0], p[0] + value);
 }
 inline int AtomicAdd(Pointer<int> p, int value) { return std::exchange(p[0], p[0] + value); }
+inline unsigned AtomicAdd(Pointer<unsigned> p, unsigned value) {
+  return std::exchange(p[0], p[0] + value);
+}
 inline unsigned AtomicMax(Pointer<unsigned> p, unsigned value) {
   return std::exchange(p[0], std::max(p[0], value));
 }
