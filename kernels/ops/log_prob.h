@@ -33,7 +33,8 @@ struct EntropyTerm {
 // With an entropy term, weights[r] * p[r, j] * (log p[r, j] + H[r]) / temperature is added before
 // that rounding; a row of weight 0 has the bits of a row without it.
 // dlog_probs: FP32 [rows]; dhidden: [rows, hidden] in that dtype, overwritten; dhead: FP32 [vocab,
-// hidden], accumulates in ascending row order.
+// hidden], accumulates in ascending row order, as LinearBackwardWeight does (on CUDA a split of the
+// rows over calls changes no bit where that promises it, and parts are multiples of 16).
 void LmHeadLogProbBackward(const ExecContext& ctx, ConstTensor dlog_probs, ConstTensor hidden,
                            const LinearWeight& head, ConstTensor targets, float temperature,
                            ConstTensor lse, Tensor dhidden, Tensor dhead,

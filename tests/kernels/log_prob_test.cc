@@ -24,6 +24,7 @@ using test::AsDouble;
 using test::Close;
 using test::Distance;
 using test::kRealDTypes;
+using test::Many;
 using test::SameBits;
 using test::TestContext;
 using test::Zeros;
@@ -31,9 +32,12 @@ using test::Zeros;
 struct Dims {
   int64_t rows, hidden, vocab;
 };
-const std::vector<Dims> kCases = {{1, 8, 1},      {0, 8, 5},    {3, 16, 15},  {5, 33, 16},
-                                  {7, 20, 17},    {9, 24, 63},  {70, 24, 65}, {4, 40, 300},
-                                  {900, 12, 300}, {66, 8, 5000}};
+const std::vector<Dims> kCases = {{1, 8, 1},    {0, 8, 5},
+                                  {3, 16, 15},  {5, 33, 16},
+                                  {7, 20, 17},  {9, 24, 63},
+                                  {70, 24, 65}, {4, 40, 300},
+                                  {4, 16, 511}, {Many(900, 130), 12, 300},
+                                  {4, 8, 4999}, {Many(66, 18), 8, 5000}};
 
 struct Head {
   OwnedTensor weight, packed;
@@ -200,7 +204,8 @@ TEST_P(LogProbTest, NonFiniteLogitGivesNan) {
       OwnedTensor logits = Zeros(DType::kFloat32, {2, 20});
       logits.view().as<float>()[where] = bad;
       OwnedTensor tokens = Zeros(DType::kInt32, {2}), log_probs = Zeros(DType::kFloat32, {2});
-      const std::vector<SamplingRow> rows(2);
+      std::vector<SamplingRow> rows(2);
+      rows[0].top_k = static_cast<int32_t>(where % 2);
       SampleTokens(ctx, logits, rows, tokens, log_probs);
       EXPECT_EQ(tokens.view().as<int32_t>()[0], -1);
       EXPECT_TRUE(std::isnan(log_probs.view().as<float>()[0]));
@@ -213,11 +218,12 @@ TEST_P(LogProbTest, NonFiniteLogitGivesNan) {
 TEST_P(LogProbTest, SamplerAndLearnerAgreeBitForBit) {
   test::Random random(3);
   for (const DType dtype : kRealDTypes) {
-    const Dims dims{90, 48, 301};
-    TestContext alone, shared(3);
-    const OwnedTensor hidden = random.Normal(dtype, {dims.rows, dims.hidden});
-    const Head head = MakeHead(alone, random, dtype, dims);
-    for (const float temperature : {1.0f, 0.6f}) {
+    const Dims small{Many(90, 20), 48, 301}, large{Many(9, 3), 16, 5000};
+    for (const auto& [dims, temperature] :
+         {std::pair{small, 1.0f}, {small, 0.6f}, {large, 1.0f}, {large, 0.6f}}) {
+      TestContext alone, shared(3);
+      const OwnedTensor hidden = random.Normal(dtype, {dims.rows, dims.hidden});
+      const Head head = MakeHead(alone, random, dtype, dims);
       // The rollout computes one row at a time, the learner all of them with more threads.
       OwnedTensor tokens = Zeros(DType::kInt32, {dims.rows});
       OwnedTensor log_probs = Zeros(DType::kFloat32, {dims.rows});
@@ -255,7 +261,8 @@ TEST(LogProbReferenceTest, GradientMatchesFiniteDifferences) {
 TEST(LogProbBitwiseTest, BatchThreadsAndTargetsComputeTheSameBits) {
   test::Random random(6);
   TestContext one;
-  const Dims dims{150, 40, 301};
+  const Dims dims{Many(150, 75), 40, Many(301, 133)};
+  const int64_t part = Many(37, 32);
   for (const DType dtype : kRealDTypes) {
     const OwnedTensor hidden = random.Normal(dtype, {dims.rows, dims.hidden});
     const Head head = MakeHead(one, random, dtype, dims);
@@ -276,7 +283,7 @@ TEST(LogProbBitwiseTest, BatchThreadsAndTargetsComputeTheSameBits) {
     };
     const Forward want = Compute(one, hidden, head, targets, 0.9f);
     const auto want_gradient = backward(one, want, dims.rows);
-    for (const std::string& target : CpuTargets()) {
+    for (const std::string& target : test::MachinesUnderTest()) {
       for (const int threads : {1, 2, 3}) {
         SetCpuTargetForTest(target);
         TestContext ctx(threads);
@@ -285,7 +292,7 @@ TEST(LogProbBitwiseTest, BatchThreadsAndTargetsComputeTheSameBits) {
         EXPECT_TRUE(SameBits(got.log_probs, want.log_probs, name));
         EXPECT_TRUE(SameBits(got.entropy, want.entropy, name));
         EXPECT_TRUE(SameBits(got.lse, want.lse, name));
-        const auto gradient = backward(ctx, got, 37);
+        const auto gradient = backward(ctx, got, part);
         EXPECT_TRUE(SameBits(gradient.first, want_gradient.first, name));
         EXPECT_TRUE(SameBits(gradient.second, want_gradient.second, name));
         SetCpuTargetForTest("");
@@ -294,7 +301,45 @@ TEST(LogProbBitwiseTest, BatchThreadsAndTargetsComputeTheSameBits) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, LogProbTest, testing::ValuesIn(CpuTargets()),
+// More rows than any backend takes at a time.
+TEST(LogProbBitwiseTest, ChunksChangeNoBit) {
+  test::Random random(7);
+  const TestContext ctx;
+  const Dims dims{2100, 8, 133};
+  const DType dtype = DType::kFloat16;
+  const OwnedTensor hidden = random.Normal(dtype, {dims.rows, dims.hidden});
+  const Head head = MakeHead(ctx, random, dtype, dims);
+  const OwnedTensor targets = random.Ids(dims.rows, static_cast<int32_t>(dims.vocab));
+  const OwnedTensor dlog_probs = random.Normal(DType::kFloat32, {dims.rows});
+  const OwnedTensor weights = random.Normal(DType::kFloat32, {dims.rows});
+  struct Results {
+    OwnedTensor log_probs, entropy, lse, dhidden, dhead;
+  };
+  const auto run = [&](int64_t most_rows) {
+    Results all{Zeros(DType::kFloat32, {dims.rows}), Zeros(DType::kFloat32, {dims.rows}),
+                Zeros(DType::kFloat32, {dims.rows}), Zeros(dtype, {dims.rows, dims.hidden}),
+                Zeros(DType::kFloat32, {dims.vocab, dims.hidden})};
+    for (int64_t r = 0; r < dims.rows; r += most_rows) {
+      const auto rows = [&](auto& x) {
+        return x.view().Rows(r, std::min(most_rows, dims.rows - r));
+      };
+      LmHeadLogProb(ctx, rows(hidden), head.view(), rows(targets), 0.9f, rows(all.log_probs),
+                    rows(all.entropy), rows(all.lse));
+      LmHeadLogProbBackward(ctx, rows(dlog_probs), rows(hidden), head.view(), rows(targets), 0.9f,
+                            rows(all.lse), rows(all.dhidden), all.dhead,
+                            {rows(weights), rows(all.entropy)});
+    }
+    return all;
+  };
+  const Results whole = run(dims.rows), parts = run(1040);
+  EXPECT_TRUE(SameBits(parts.log_probs, whole.log_probs, "log_probs"));
+  EXPECT_TRUE(SameBits(parts.entropy, whole.entropy, "entropy"));
+  EXPECT_TRUE(SameBits(parts.lse, whole.lse, "lse"));
+  EXPECT_TRUE(SameBits(parts.dhidden, whole.dhidden, "dhidden"));
+  EXPECT_TRUE(SameBits(parts.dhead, whole.dhead, "dhead"));
+}
+
+INSTANTIATE_TEST_SUITE_P(Targets, LogProbTest, testing::ValuesIn(test::MachinesUnderTest()),
                          [](const auto& target) { return target.param; });
 
 }  // namespace
