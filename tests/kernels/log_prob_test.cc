@@ -24,7 +24,7 @@ using test::AsDouble;
 using test::Close;
 using test::Distance;
 using test::kRealDTypes;
-using test::Many;
+using Many;
 using test::SameBits;
 using test::TestContext;
 using test::Zeros;

@@ -17,7 +17,7 @@
 namespace halfstep {
 namespace {
 
-using test::Many;
+using Many;
 using test::SameBits;
 using test::TestContext;
 using test::Zeros;
