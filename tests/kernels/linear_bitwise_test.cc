@@ -16,7 +16,6 @@
 namespace halfstep {
 namespace {
 
-using test::kEmulated;
 using test::kRealDTypes;
 using test::LoadDouble;
 using test::SameBits;
@@ -78,7 +77,7 @@ TEST(LinearBitwiseTest, RowAloneEqualsRowInAnyBatch) {
       const OwnedTensor dy = random.Normal(dtype, {dims.tokens, dims.out});
       const OwnedTensor y = Forward(ctx, x, w, dtype), dx = BackwardInput(ctx, dy, w);
       for (const int64_t rows : {1, 2, 3, 4, 6, 7, 8, 13, 14, 15, 29}) {
-        const int64_t stride = test::Many(rows + 11, rows + 43);
+        const int64_t stride = Many(rows + 11, rows + 43);
         for (int64_t begin = 0; begin + rows <= dims.tokens; begin += stride) {
           const std::string name = CaseName(dims, dtype) + " rows " + std::to_string(rows);
           ASSERT_TRUE(SameBits(Forward(ctx, x.view().Rows(begin, rows), w, dtype),
@@ -129,7 +128,7 @@ TEST(LinearBitwiseTest, SplitOfTheTokensChangesNoWeightGradient) {
   TestContext ctx(2);
   test::Random random(3);
   for (const DType dtype : kRealDTypes) {
-    const Dims dims{test::Many(500, 200), 70, 45};
+    const Dims dims{Many(500, 200), 70, 45};
     const OwnedTensor x = random.Normal(dtype, {dims.tokens, dims.in});
     const OwnedTensor dy = random.Normal(dtype, {dims.tokens, dims.out});
     const auto run = [&](int64_t step, Tensor dweight, Tensor dbias) {
@@ -197,9 +196,8 @@ TEST(LinearBitwiseTest, SplitInnerIndexIsNoticed) {
     Weight w;
     w.plain = columns(weight);
     w.bias = Zeros(DType::kFloat16, {dims.out});
-    w.packed =
-        Zeros(DType::kUInt8, {static_cast<int64_t>(PackedLinearBytes(
-                                 test::kTestDevice, DType::kFloat16, dims.out, end - begin))});
+    w.packed = Zeros(DType::kUInt8, {static_cast<int64_t>(PackedLinearBytes(
+                                        kTestDevice, DType::kFloat16, dims.out, end - begin))});
     PackLinear(ctx, std::as_const(w.plain).view(), w.packed);
     return Forward(ctx, columns(x), w, DType::kFloat32);
   };
@@ -226,7 +224,7 @@ TEST(LinearBitwiseTest, Fp16ForwardStoresSaturateAndAreCounted) {
       }
       w.bias = Zeros(DType::kFloat16, {dims.out});
       w.packed = Zeros(DType::kUInt8, {static_cast<int64_t>(PackedLinearBytes(
-                                          test::kTestDevice, DType::kFloat16, dims.out, dims.in))});
+                                          kTestDevice, DType::kFloat16, dims.out, dims.in))});
       PackLinear(ctx, std::as_const(w.plain).view(), w.packed);
       OwnedTensor x = Zeros(DType::kFloat16, {rows, dims.in});
       for (int64_t i = 0; i < x.view().elements(); ++i) {

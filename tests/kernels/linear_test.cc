@@ -16,9 +16,7 @@ namespace {
 
 using test::AsDouble;
 using test::Close;
-using test::kEmulated;
 using test::kRealDTypes;
-using test::Many;
 using test::SameBits;
 using test::TestContext;
 using test::Zeros;
