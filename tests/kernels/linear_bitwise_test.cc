@@ -16,7 +16,6 @@
 namespace halfstep {
 namespace {
 
-using kEmulated;
 using test::kRealDTypes;
 using test::LoadDouble;
 using test::SameBits;
