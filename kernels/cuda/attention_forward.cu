@@ -12,6 +12,7 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/attention_key_blocks.h"
 #include "kernels/cuda/attention_tile.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/math.h"
@@ -22,93 +23,7 @@ namespace {
 constexpr int kManyRows = kAttentionWarps * kWarpRows;
 constexpr int kFewRows = kWarpRows;
 constexpr int kKeyTiles = kKeyBlock / 8;
-constexpr int kPageTokens = static_cast<int>(kKvBlockTokens);
-static_assert(kKeyBlock == 2 * kPageTokens);
 static_assert(kKeyBlock == kAttentionWarps * 16);
-
-// Brings the keys and values of one head of a sequence into shared memory, block by block: while
-// one is used, the next is under way, where two fit. Used by all threads of a block together.
-template <class T, int kWidth>
-class KeyBlocks {
- public:
-  using Tile = SharedTile<T, kWidth>;
-  static constexpr int kStages = kWidth > 128 ? 1 : 2;
-  static constexpr int64_t kTileBytes = Tile::Bytes(kKeyBlock);
-  static constexpr int64_t kBytes = 2 * kStages * kTileBytes;
-
-  HALFSTEP_DEVICE KeyBlocks(const AttentionArguments<T>& a, int64_t byte_offset, int sequence,
-                            int begin, int context)
-      : a_(a), byte_offset_(byte_offset), sequence_(sequence), begin_(begin), context_(context) {}
-
-  // To be called once, with the loads of the queries in the open group.
-  HALFSTEP_DEVICE void Start(int kv_head, int block, int end) {
-    kv_head_ = kv_head;
-    end_ = end;
-    FindPages(block);
-    if (kStages == 2) {
-      Load(block);
-      FindPages(block + 1);
-    }
-    CommitCopies();
-  }
-
-  // Block `block` is there when this returns, and what was used before is not needed any more.
-  HALFSTEP_DEVICE void Arrive(int block) {
-    if (kStages == 2) {
-      WaitCopies<0>();
-      SyncBlock();
-      if (block + 1 < end_) {
-        Load(block + 1);
-        FindPages(block + 2);
-      }
-      CommitCopies();
-    } else {
-      SyncBlock();
-      Load(block);
-      FindPages(block + 1);
-      CommitCopies();
-      WaitCopies<0>();
-      SyncBlock();
-    }
-  }
-
-  HALFSTEP_DEVICE Tile keys(int block) const {
-    return Tile(byte_offset_ + block % kStages * 2 * kTileBytes, kKeyBlock);
-  }
-  HALFSTEP_DEVICE Tile values(int block) const {
-    return Tile(byte_offset_ + (block % kStages * 2 + 1) * kTileBytes, kKeyBlock);
-  }
-
- private:
-  // Asked for one block ahead, so that no copy waits for the table.
-  HALFSTEP_DEVICE void FindPages(int block) {
-    const int pages = (context_ + kPageTokens - 1) / kPageTokens;
-    first_page_ = a_.kv.Page(sequence_, 2 * block, pages);
-    second_page_ = a_.kv.Page(sequence_, 2 * block + 1, pages);
-  }
-  HALFSTEP_DEVICE void Load(int block) {
-    const auto row_at = [&](Pointer<const T> data, int r) {
-      const int position = block * kKeyBlock + r;
-      const int page = r < kPageTokens ? first_page_ : second_page_;
-      return RowPlace<const T>{data + a_.kv.Offset(page, begin_, kv_head_, position),
-                               position < context_};
-    };
-    LoadTile<kKeyBlock>(keys(block), a_.kv.head_dim, a_.kv_aligned,
-                        [&](int r) { return row_at(a_.kv.keys, r); });
-    LoadTile<kKeyBlock>(values(block), a_.kv.head_dim, a_.kv_aligned,
-                        [&](int r) { return row_at(a_.kv.values, r); });
-  }
-
-  const AttentionArguments<T>& a_;
-  const int64_t byte_offset_;
-  const int sequence_;
-  const int begin_;
-  const int context_;
-  int kv_head_ = 0;
-  int end_ = 0;
-  int first_page_ = 0;
-  int second_page_ = 0;
-};
 
 HALFSTEP_DEVICE bool HasFewRows(const RowTile& rows) {
   return rows.tokens == 1 || rows.rows <= kFewRows;
@@ -257,9 +172,9 @@ struct FewRowsWork {
 };
 
 // Leaves the results of a warp's columns for MergeParts.
-template <class T, int kTiles>
+template <class T, int kPairs>
 HALFSTEP_DEVICE void KeepPart(const AttentionArguments<T>& a, const FewRowsWork& work,
-                              const SoftmaxRow (&state)[2], const float (&sum)[kTiles][4]) {
+                              const SoftmaxRow (&state)[2], const float (&sum)[kPairs][2][4]) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const float total = QuadSum(state[h].total);
@@ -270,11 +185,11 @@ HALFSTEP_DEVICE void KeepPart(const AttentionArguments<T>& a, const FewRowsWork&
         a.split.partials + a.split.Offset(work.rows.sequence, work.part, a.rows.heads, head);
     const int width = a.split.row_floats - 2;
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
+    for (int n = 0; n < 2 * kPairs; ++n) {
       const int column = (2 * (Warp() + n / 2 * kAttentionWarps) + n % 2) * 8 + Lane() % 4 * 2;
       if (column < width) {
-        to[column] = sum[n][2 * h];
-        to[column + 1] = sum[n][2 * h + 1];
+        to[column] = sum[n / 2][n % 2][2 * h];
+        to[column + 1] = sum[n / 2][n % 2][2 * h + 1];
       }
     }
     if (Warp() == 0 && Lane() % 4 == 0) {
@@ -317,7 +232,7 @@ HALFSTEP_DEVICE void AttendFewRowsTile(const AttentionArguments<T>& a, const Few
     last[h] = before + (row < rows.rows ? row : last_row) / group;
   }
   SoftmaxRow state[2];
-  float sum[2 * kPairs][4] = {};
+  float sum[kPairs][2][4] = {};
   for (int block = begin; block < end; ++block) {
     blocks.Arrive(block);
     float score[2][4] = {};
@@ -357,8 +272,8 @@ HALFSTEP_DEVICE void AttendFewRowsTile(const AttentionArguments<T>& a, const Few
       state[h].total = Fma(state[h].total, alpha[h], (total[0] + total[1]) + (total[2] + total[3]));
 #pragma unroll
       for (int n = 0; n < 2 * kPairs; ++n) {
-        sum[n][2 * h] *= alpha[h];
-        sum[n][2 * h + 1] *= alpha[h];
+        sum[n / 2][n % 2][2 * h] *= alpha[h];
+        sum[n / 2][n % 2][2 * h + 1] *= alpha[h];
       }
     }
     const Tile values = blocks.values(block);
@@ -372,7 +287,7 @@ HALFSTEP_DEVICE void AttendFewRowsTile(const AttentionArguments<T>& a, const Few
         if (chunk >= Tile::kChunks) continue;
         uint32_t v[4];
         LoadMatrix4Transposed<T>(v, values.At(k * 16 + lane % 16, chunk + lane / 16));
-        MultiplyPair<T>(sum[2 * i], sum[2 * i + 1], p, v);
+        MultiplyPair<T>(sum[i][0], sum[i][1], p, v);
       }
     }
   }
@@ -395,8 +310,7 @@ HALFSTEP_DEVICE void AttendFewRowsTile(const AttentionArguments<T>& a, const Few
   for (int i = 0; i < kPairs; ++i) {
     const int chunk = 2 * (Warp() + i * kAttentionWarps);
     if (chunk >= Tile::kChunks) continue;
-    const float(&pair)[2][4] = reinterpret_cast<const float(&)[2][4]>(sum[2 * i]);
-    PutResults(pair, q, 0, chunk, [&](float value, int h) {
+    PutResults(sum[i], q, 0, chunk, [&](float value, int h) {
       if (rows.first_row + lane / 4 + 8 * h >= rows.rows) return T{};
       return RoundSaturated<T>(value * inverse[h] + 0.0f, saturated);
     });
