@@ -15,8 +15,6 @@
 namespace halfstep {
 namespace {
 
-using kEmulated;
-using Many;
 using test::AttentionCase;
 using test::AttentionShape;
 using test::PagedCache;

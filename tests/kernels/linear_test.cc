@@ -14,8 +14,6 @@
 namespace halfstep {
 namespace {
 
-using kEmulated;
-using Many;
 using test::AsDouble;
 using test::Close;
 using test::kRealDTypes;

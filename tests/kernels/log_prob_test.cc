@@ -24,7 +24,6 @@ using test::AsDouble;
 using test::Close;
 using test::Distance;
 using test::kRealDTypes;
-using Many;
 using test::SameBits;
 using test::TestContext;
 using test::Zeros;

@@ -17,7 +17,6 @@
 namespace halfstep {
 namespace {
 
-using Many;
 using test::SameBits;
 using test::TestContext;
 using test::Zeros;
