@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "kernels/dispatch_float.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/dispatch_float.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/activation.cc"

@@ -6,8 +6,8 @@
 
 #include <algorithm>
 
-#include "kernels/dispatch_float.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/dispatch_float.h"
 #include "kernels/workspace.h"
 
 #undef HWY_TARGET_INCLUDE

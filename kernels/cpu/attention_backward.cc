@@ -5,8 +5,8 @@
 #include <algorithm>
 
 #include "kernels/cpu/attention.h"
-#include "kernels/dispatch_float.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/dispatch_float.h"
 #include "kernels/workspace.h"
 
 #undef HWY_TARGET_INCLUDE

@@ -6,9 +6,9 @@
 #include <cstring>
 
 #include "kernels/check.h"
+#include "kernels/cpu/parallel.h"
 #include "kernels/dispatch_float.h"
 #include "kernels/dispatch_or_float.h"
-#include "kernels/cpu/parallel.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/embedding.cc"

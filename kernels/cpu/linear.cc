@@ -11,11 +11,11 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "kernels/dispatch_float.h"
-#include "kernels/dispatch_or_float.h"
 #include "kernels/cpu/factors-inl.h"
 #include "kernels/cpu/gemm-inl.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/dispatch_float.h"
+#include "kernels/dispatch_or_float.h"
 #include "kernels/workspace.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -9,10 +9,10 @@
 
 #include <algorithm>
 
-#include "kernels/dispatch_float.h"
-#include "kernels/dispatch_or_float.h"
 #include "kernels/cpu/gemm-inl.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/dispatch_float.h"
+#include "kernels/dispatch_or_float.h"
 #include "kernels/workspace.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -8,10 +8,10 @@
 #include <algorithm>
 
 #include "kernels/check.h"
-#include "kernels/dispatch_float.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/log_softmax-inl.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/dispatch_float.h"
 #include "kernels/workspace.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -7,8 +7,8 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/attention.h"
-#include "kernels/dispatch_float.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/dispatch_float.h"
 #include "kernels/workspace.h"
 
 #undef HWY_TARGET_INCLUDE

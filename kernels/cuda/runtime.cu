@@ -26,8 +26,8 @@ std::string Describe(const LaunchShape& shape) {
          " threads and " + std::to_string(shape.shared_bytes) + " bytes of shared memory";
 }
 
-// For tests and debugging: memory that host and device share, and no call returns before its work is
-// done, so that the host may read every tensor at any time.
+// For tests and debugging: memory that host and device share, and no call returns before its work
+// is done, so that the host may read every tensor at any time.
 bool Managed() {
   static const bool managed = std::getenv("HALFSTEP_CUDA_MANAGED") != nullptr;
   return managed;
