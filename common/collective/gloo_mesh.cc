@@ -6,10 +6,14 @@
 #include "common/collective/gloo_mesh.h"
 
 #include <signal.h>
+#include <sys/epoll.h>
+#include <sys/timerfd.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
+#include <cerrno>
+#include <cstring>
 #include <exception>
 #include <utility>
 
@@ -18,13 +22,20 @@
 #include "common/base/error_reason.h"
 #include "common/base/status_macros.h"
 #include "gloo/transport/address.h"
-#include "gloo/transport/tcp/device.h"
 
 namespace halfstep {
 namespace {
 
 // Gloo waits for a connection this many times the timeout of its pair.
 constexpr int kConnectTimeouts = 5;
+
+// How often a wait looks at its deadline and at the peers it needs.
+constexpr int64_t kTickNanoseconds = 20'000'000;
+// Longer than any deadline is away.
+constexpr std::chrono::milliseconds kNever = std::chrono::hours(24 * 365);
+
+// No message has this tag.
+constexpr uint64_t kNeverSent = ~uint64_t{0};
 
 // What is left until `deadline`, at least 1 ms (0 and -1 have meanings of their own for gloo), at
 // most a day.
@@ -145,7 +156,8 @@ absl::StatusOr<std::unique_ptr<GlooMesh>> GlooMesh::Connect(const GlooOptions& o
   attributes.iface = options.interface;
   attributes.hostname = options.host;
   try {
-    mesh->device_ = gloo::transport::tcp::CreateDevice(attributes);
+    mesh->device_ = std::dynamic_pointer_cast<gloo::transport::tcp::Device>(
+        gloo::transport::tcp::CreateDevice(attributes));
     mesh->context_ = mesh->device_->createContext(me.rank, me.size);
   } catch (const std::exception& error) {
     return CollectiveError(
@@ -160,29 +172,101 @@ absl::StatusOr<std::unique_ptr<GlooMesh>> GlooMesh::Connect(const GlooOptions& o
   Joining joining{options, form.call->deadline, mesh->context_.get(), {}};
   absl::Status status = joining.MeetAll();
   if (status.ok()) status = joining.ConnectAll();
+  if (status.ok()) status = mesh->StartWatching();
   if (!status.ok()) return CollectiveError(form, me, status, joining.peers);
   return mesh;
 }
 
-void GlooMesh::Abort() {
-  absl::MutexLock lock(&mutex_);
-  aborted_ = true;
-  if (waiting_ == nullptr) return;
-  for (GlooTransfers::Pending& pending : waiting_->pending_) {
-    pending.buffer->abortWaitRecv();
-    pending.buffer->abortWaitSend();
+// Runs on gloo's thread, beside the sockets.
+class GlooMesh::Ticker : public gloo::transport::tcp::Handler {
+ public:
+  Ticker(GlooMesh* mesh, int timer) : mesh_(mesh), timer_(timer) {
+    mesh_->device_->registerDescriptor(timer_, EPOLLIN, this);
   }
+  ~Ticker() override {
+    mesh_->device_->unregisterDescriptor(timer_, this);
+    close(timer_);
+  }
+
+  void handleEvents(int) override {
+    uint64_t ticks = 0;
+    if (read(timer_, &ticks, sizeof(ticks)) > 0) mesh_->Wake();
+  }
+
+ private:
+  GlooMesh* const mesh_;
+  const int timer_;
+};
+
+GlooMesh::GlooMesh() = default;
+
+GlooMesh::~GlooMesh() { ticker_.reset(); }
+
+absl::Status GlooMesh::StartWatching() {
+  try {
+    never_sent_.resize(context_->size);
+    for (int peer = 0; peer < context_->size; ++peer) {
+      if (peer == context_->rank) continue;
+      never_sent_[peer] = context_->createUnboundBuffer(&nothing_, 1);
+      never_sent_[peer]->recv(peer, kNeverSent);
+    }
+  } catch (const std::exception& error) {
+    return TransportError("gloo", error.what());
+  }
+  const int timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+  if (timer < 0) return TransportError("timerfd_create", std::strerror(errno));
+  const itimerspec period{{0, kTickNanoseconds}, {0, kTickNanoseconds}};
+  timerfd_settime(timer, 0, &period, nullptr);
+  ticker_ = std::make_unique<Ticker>(this, timer);
+  return absl::OkStatus();
+}
+
+bool GlooMesh::IsGone(int peer) {
+  try {
+    // Interrupted beforehand: returns at once, or throws what has become of the connection.
+    never_sent_[peer]->abortWaitRecv();
+    never_sent_[peer]->waitRecv(nullptr, std::chrono::milliseconds(1));
+    return false;
+  } catch (const std::exception&) {
+    return true;
+  }
+}
+
+void GlooMesh::SetAwaited(Buffer* buffer) {
+  absl::MutexLock lock(&mutex_);
+  awaited_ = buffer;
+}
+
+void GlooMesh::Wake() {
+  absl::MutexLock lock(&mutex_);
+  if (awaited_ == nullptr) return;
+  awaited_->abortWaitRecv();
+  awaited_->abortWaitSend();
+}
+
+bool GlooMesh::aborted() {
+  absl::MutexLock lock(&mutex_);
+  return aborted_;
+}
+
+void GlooMesh::Abort() {
+  {
+    absl::MutexLock lock(&mutex_);
+    aborted_ = true;
+  }
+  Wake();
 }
 
 void GlooTransfers::Send(int peer, uint64_t tag, const void* data, size_t bytes) {
   if (bytes == 0 || failure_) return;
   // Gloo has one type of buffer for both directions; it only reads one that is sent.
-  Start({peer, false, mesh_->context_->createUnboundBuffer(const_cast<void*>(data), bytes)}, tag);
+  Start({peer, false, false, mesh_->context_->createUnboundBuffer(const_cast<void*>(data), bytes)},
+        tag);
 }
 
 void GlooTransfers::Receive(int peer, uint64_t tag, void* data, size_t bytes) {
   if (bytes == 0 || failure_) return;
-  Start({peer, true, mesh_->context_->createUnboundBuffer(data, bytes)}, tag);
+  Start({peer, true, false, mesh_->context_->createUnboundBuffer(data, bytes)}, tag);
 }
 
 void GlooTransfers::Start(Pending pending, uint64_t tag) {
@@ -200,53 +284,65 @@ void GlooTransfers::Start(Pending pending, uint64_t tag) {
 }
 
 std::optional<TransferFailure> GlooTransfers::Wait(absl::Time deadline) {
-  {
-    absl::MutexLock lock(&mesh_->mutex_);
-    if (mesh_->aborted_) return TransferFailure{TransferFailure::Kind::kAborted, {}, ""};
-    mesh_->waiting_ = this;
-  }
   if (!failure_) failure_ = WaitForAll(deadline);
-  absl::MutexLock lock(&mesh_->mutex_);
-  mesh_->waiting_ = nullptr;
+  mesh_->SetAwaited(nullptr);
   pending_.clear();
-  if (mesh_->aborted_ && failure_) failure_->kind = TransferFailure::Kind::kAborted;
+  if (failure_ && mesh_->aborted()) failure_->kind = TransferFailure::Kind::kAborted;
   return failure_;
 }
 
 std::optional<TransferFailure> GlooTransfers::WaitForAll(absl::Time deadline) {
-  for (size_t i = 0; i < pending_.size(); ++i) {
-    Pending& pending = pending_[i];
-    const std::chrono::milliseconds timeout = Remaining(deadline);
-    const auto until = std::chrono::steady_clock::now() + timeout;
-    try {
-      const bool done = pending.receives ? pending.buffer->waitRecv(nullptr, timeout)
-                                         : pending.buffer->waitSend(nullptr, timeout);
-      if (!done) return TransferFailure{TransferFailure::Kind::kAborted, {}, ""};
-    } catch (const std::exception& error) {
-      if (std::chrono::steady_clock::now() < until) {
+  for (Pending& pending : pending_) {
+    mesh_->SetAwaited(pending.buffer.get());
+    while (!pending.done) {
+      if (mesh_->aborted()) return TransferFailure{TransferFailure::Kind::kAborted, {}, ""};
+      try {
+        pending.done = Await(&pending, kNever);
+      } catch (const std::exception& error) {
         return TransferFailure{TransferFailure::Kind::kLost, {pending.peer}, error.what()};
       }
-      TransferFailure failure{TransferFailure::Kind::kTimeout, {}, error.what()};
-      for (size_t j = i; j < pending_.size(); ++j) {
-        if (j == i || !Finished(pending_[j])) failure.peers.push_back(pending_[j].peer);
-      }
-      std::sort(failure.peers.begin(), failure.peers.end());
-      failure.peers.erase(std::unique(failure.peers.begin(), failure.peers.end()),
-                          failure.peers.end());
-      return failure;
+      if (pending.done) break;
+      if (auto lost = FindLost()) return lost;
+      if (absl::Now() >= deadline) return TimedOut();
     }
   }
   return std::nullopt;
 }
 
-bool GlooTransfers::Finished(Pending& pending) {
-  const std::chrono::milliseconds no_time(1);
-  try {
-    return pending.receives ? pending.buffer->waitRecv(nullptr, no_time)
-                            : pending.buffer->waitSend(nullptr, no_time);
-  } catch (const std::exception&) {
-    return false;
+bool GlooTransfers::Await(Pending* pending, std::chrono::milliseconds timeout) {
+  return pending->receives ? pending->buffer->waitRecv(nullptr, timeout)
+                           : pending->buffer->waitSend(nullptr, timeout);
+}
+
+bool GlooTransfers::IsDone(Pending* pending) {
+  // A second time, for the first may only find that it was to be interrupted.
+  for (int attempt = 0; attempt < 2 && !pending->done; ++attempt) {
+    try {
+      pending->done = Await(pending, std::chrono::milliseconds(1));
+    } catch (const std::exception&) {
+      return false;
+    }
   }
+  return pending->done;
+}
+
+std::optional<TransferFailure> GlooTransfers::FindLost() {
+  for (Pending& pending : pending_) {
+    if (pending.done || !mesh_->IsGone(pending.peer) || IsDone(&pending)) continue;
+    return TransferFailure{
+        TransferFailure::Kind::kLost, {pending.peer}, "its connection was closed"};
+  }
+  return std::nullopt;
+}
+
+TransferFailure GlooTransfers::TimedOut() {
+  TransferFailure failure{TransferFailure::Kind::kTimeout, {}, "the deadline has come"};
+  for (Pending& pending : pending_) {
+    if (!IsDone(&pending)) failure.peers.push_back(pending.peer);
+  }
+  std::sort(failure.peers.begin(), failure.peers.end());
+  failure.peers.erase(std::unique(failure.peers.begin(), failure.peers.end()), failure.peers.end());
+  return failure;
 }
 
 }  // namespace halfstep

@@ -3,6 +3,7 @@
 // deadline, when a peer is gone, or when they are told to. Exceptions of gloo end here.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -11,13 +12,14 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "common/collective/operation.h"
 #include "common/collective/rendezvous_store.h"
 #include "gloo/transport/context.h"
-#include "gloo/transport/device.h"
+#include "gloo/transport/tcp/device.h"
 #include "gloo/transport/unbound_buffer.h"
 
 namespace halfstep {
@@ -54,28 +56,48 @@ struct TransferFailure {
   std::string detail;      // gloo's words
 };
 
-// Owns one thread (gloo's), an epoll descriptor and a socket for each peer.
+// Owns one thread (gloo's), an epoll descriptor, a timer and a socket for each peer.
+//
+// Gloo's waits have two gaps. When a connection breaks, a wait for a message that is half sent or
+// half received is not told; and a wait that times out breaks all connections. So no wait here
+// times out: the timer wakes it many times a second to look at the deadline, and at the peers it
+// needs. That a peer is gone shows in a message from it that is expected for ever.
 class GlooMesh {
  public:
   // Connects this rank with all others, which do the same. The errors are those of CollectiveError
   // for `form`, whose deadline counts.
   static absl::StatusOr<std::unique_ptr<GlooMesh>> Connect(const GlooOptions& options,
                                                            const Operation& form);
+  ~GlooMesh();
 
   // Transfers in progress end with kAborted, and so do all later ones. From any thread.
   void Abort();
 
  private:
   friend class GlooTransfers;
-  GlooMesh() = default;
+  class Ticker;
+  using Buffer = gloo::transport::UnboundBuffer;
+  GlooMesh();
+
+  // After all pairs are connected.
+  absl::Status StartWatching();
+  // Its connection is broken.
+  bool IsGone(int peer);
+  // What Wake interrupts: the buffer that is being waited for, or null.
+  void SetAwaited(Buffer* buffer);
+  void Wake();
+  bool aborted();
 
   // Destroyed last to first: the pairs before the device, whose thread serves them.
-  std::shared_ptr<gloo::transport::Device> device_;
+  std::shared_ptr<gloo::transport::tcp::Device> device_;
   std::shared_ptr<gloo::transport::Context> context_;
+  std::vector<std::unique_ptr<Buffer>> never_sent_;  // by peer; null for this rank
+  char nothing_ = 0;                                 // where those would go
+  std::unique_ptr<Ticker> ticker_;
 
   absl::Mutex mutex_;
   bool aborted_ ABSL_GUARDED_BY(mutex_) = false;
-  class GlooTransfers* waiting_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  Buffer* awaited_ ABSL_GUARDED_BY(mutex_) = nullptr;
 };
 
 // A set of messages to and from peers that are waited for together. Memory given to it is in use
@@ -96,17 +118,23 @@ class GlooTransfers {
   std::optional<TransferFailure> Wait(absl::Time deadline);
 
  private:
-  friend class GlooMesh;
   struct Pending {
     int peer = 0;
     bool receives = false;
+    bool done = false;
     std::unique_ptr<gloo::transport::UnboundBuffer> buffer;
   };
 
   // Starts one; a failure is kept for Wait.
   void Start(Pending pending, uint64_t tag);
+  // Whether it is done; false when the wait was interrupted. Throws gloo's exceptions.
+  static bool Await(Pending* pending, std::chrono::milliseconds timeout);
+  // The same, without waiting. When it is not, all connections are broken.
+  static bool IsDone(Pending* pending);
   std::optional<TransferFailure> WaitForAll(absl::Time deadline);
-  bool Finished(Pending& pending);  // after a failure
+  // A peer that is gone and whose messages are not all done.
+  std::optional<TransferFailure> FindLost();
+  TransferFailure TimedOut();
 
   GlooMesh* const mesh_;
   std::vector<Pending> pending_;
