@@ -303,7 +303,7 @@ std::optional<TransferFailure> GlooTransfers::WaitForAll(absl::Time deadline) {
       }
       if (pending.done) break;
       if (auto lost = FindLost()) return lost;
-      if (absl::Now() >= deadline) return TimedOut();
+      if (absl::Now() >= deadline) return TimedOut();  // or done in the last moment
     }
   }
   return std::nullopt;
@@ -335,11 +335,12 @@ std::optional<TransferFailure> GlooTransfers::FindLost() {
   return std::nullopt;
 }
 
-TransferFailure GlooTransfers::TimedOut() {
+std::optional<TransferFailure> GlooTransfers::TimedOut() {
   TransferFailure failure{TransferFailure::Kind::kTimeout, {}, "the deadline has come"};
   for (Pending& pending : pending_) {
     if (!IsDone(&pending)) failure.peers.push_back(pending.peer);
   }
+  if (failure.peers.empty()) return std::nullopt;
   std::sort(failure.peers.begin(), failure.peers.end());
   failure.peers.erase(std::unique(failure.peers.begin(), failure.peers.end()), failure.peers.end());
   return failure;

@@ -52,7 +52,7 @@ class SigpipeBlock {
 struct TransferFailure {
   enum class Kind { kTimeout, kLost, kAborted };
   Kind kind = Kind::kLost;
-  std::vector<int> peers;  // whom it was waited for
+  std::vector<int> peers;  // whom it was waited for; at least one, but for kAborted
   std::string detail;      // gloo's words
 };
 
@@ -134,7 +134,8 @@ class GlooTransfers {
   std::optional<TransferFailure> WaitForAll(absl::Time deadline);
   // A peer that is gone and whose messages are not all done.
   std::optional<TransferFailure> FindLost();
-  TransferFailure TimedOut();
+  // The peers whose messages are not all done at the deadline; nothing if there are none.
+  std::optional<TransferFailure> TimedOut();
 
   GlooMesh* const mesh_;
   std::vector<Pending> pending_;
