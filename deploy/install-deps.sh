@@ -12,7 +12,7 @@ build_packages=(
   libabsl-dev libssl-dev
   prometheus-cpp-dev libcivetweb-dev
   libcli11-dev libspdlog-dev libyaml-cpp-dev nlohmann-json3-dev
-  libhwy-dev libpcre2-dev libsqlite3-dev libutf8proc-dev libxxhash-dev
+  libgloo-dev libhwy-dev libpcre2-dev libsqlite3-dev libutf8proc-dev libxxhash-dev
   libbenchmark-dev libboost-context-dev libgmock-dev libgtest-dev
   python3
 )

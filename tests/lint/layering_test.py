@@ -13,7 +13,7 @@ import sys
 
 COMMON_ORDER = [
     "base", "metrics", "config", "tokenizer", "model", "checkpoint", "trajectory", "rpc", "reward",
-    "weight_sync",
+    "collective", "weight_sync",
 ]  # fmt: skip
 ENGINE_LIBRARIES = [
     "rollout_server/generation",
