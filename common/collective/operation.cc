@@ -18,10 +18,15 @@ static_assert(std::is_trivially_copyable_v<CallRecord>);
 
 constexpr uint64_t kMagic = 0x68616c6673746570;  // "halfstep"
 
+// A record may come from a peer that is not one of ours, so its label may have no end.
+std::string Label(const CallRecord& record) {
+  return std::string(record.label, strnlen(record.label, sizeof(record.label)));
+}
+
 auto Fields(const CallRecord& record) {
   return std::tuple(record.magic, record.epoch, record.sequence, record.version, record.count,
                     record.size, record.root, record.kind, record.dtype, record.reduce,
-                    std::string(record.label));
+                    Label(record));
 }
 
 }  // namespace
@@ -93,7 +98,7 @@ std::string Describe(const CallRecord& record) {
       absl::StrAppend(&text, " of ", record.count, " ", Name(record.dtype));
       break;
   }
-  return absl::StrCat(text, " for \"", record.label, "\", version ", record.version, ", call ",
+  return absl::StrCat(text, " for \"", Label(record), "\", version ", record.version, ", call ",
                       record.sequence, " of ", record.size, " ranks in epoch ", record.epoch);
 }
 

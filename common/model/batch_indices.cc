@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <initializer_list>
 
-#include "kernels/ops/elementwise.h"
+#include "kernels/stream.h"
 
 namespace halfstep {
 namespace {
@@ -39,7 +39,7 @@ void Place(const ExecContext& ctx, Workspace::Scope* scratch,
     p.view = device.Rows(at, static_cast<int64_t>(p.indices.size()));
     at += PaddedCount(p.indices);
   }
-  Copy(ctx, ConstTensor(host.data(), DType::kInt32, {total}), device);
+  ctx.stream->Copy(ConstTensor(host.data(), DType::kInt32, {total}), device);
 }
 
 }  // namespace

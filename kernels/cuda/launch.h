@@ -44,7 +44,7 @@ void Launch(const ExecContext& ctx, const LaunchShape& shape, void (*kernel)(Par
   HALFSTEP_CHECK(ctx.stream != nullptr);
   if (shape.grid_x == 0 || shape.grid_y == 0) return;
 #if defined(__CUDACC__)
-  PrepareLaunch(shape, reinterpret_cast<const void*>(kernel));
+  PrepareLaunch(ctx.device.index, shape, reinterpret_cast<const void*>(kernel));
   const dim3 grid(static_cast<unsigned>(shape.grid_x), static_cast<unsigned>(shape.grid_y));
   kernel<<<grid, shape.threads, shape.shared_bytes,
            static_cast<cudaStream_t>(ctx.stream->native())>>>(arguments...);

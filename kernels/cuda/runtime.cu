@@ -97,7 +97,8 @@ void ZeroBytes(void* stream, void* data, size_t bytes) {
   WaitIfManaged(static_cast<cudaStream_t>(stream), "clearing " + std::to_string(bytes) + " bytes");
 }
 
-void PrepareLaunch(const LaunchShape& shape, const void* kernel) {
+void PrepareLaunch(int device, const LaunchShape& shape, const void* kernel) {
+  Select(device);
   if (shape.shared_bytes <= kDefaultSharedBytes) return;
   Require(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shape.shared_bytes)),

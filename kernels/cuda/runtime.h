@@ -45,8 +45,9 @@ HALFSTEP_MAY_BE_ABSENT void CopyBytes(void* stream, void* to, const void* from, 
 HALFSTEP_MAY_BE_ABSENT void ZeroBytes(void* stream, void* data, size_t bytes);
 
 #if defined(__CUDACC__)
-// Asks for shared memory beyond 48 KiB where a kernel needs it.
-void PrepareLaunch(const LaunchShape& shape, const void* kernel);
+// Makes the device the calling thread's, and asks for shared memory beyond 48 KiB where a kernel
+// needs it.
+void PrepareLaunch(int device, const LaunchShape& shape, const void* kernel);
 // Throws DeviceError when the launch just before, on `stream`, was refused.
 void CheckLaunched(const LaunchShape& shape, void* stream);
 #endif

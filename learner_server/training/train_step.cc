@@ -17,6 +17,7 @@
 #include "kernels/host_copy.h"
 #include "kernels/ops/log_prob.h"
 #include "kernels/ops/optimizer.h"
+#include "kernels/stream.h"
 #include "kernels/workspace.h"
 
 namespace halfstep {
@@ -47,12 +48,14 @@ bool IsUnused(const LossScaler& scaler) {
 class WatchedPass {
  public:
   WatchedPass(GradientRange* range, const ExecContext& ctx)
-      : range_(range), saturated_(ctx.saturated_stores) {
+      : range_(range), ctx_(ctx), saturated_(ctx.saturated_stores) {
+    AddSaturatedStores(ctx_);
     if (saturated_ != nullptr) counted_ = saturated_->load();
     range_->Watch();
   }
   ~WatchedPass() {
     range_->Ignore();
+    AddSaturatedStores(ctx_);
     if (saturated_ != nullptr) saturated_->store(counted_);
   }
   WatchedPass(const WatchedPass&) = delete;
@@ -60,6 +63,7 @@ class WatchedPass {
 
  private:
   GradientRange* const range_;
+  const ExecContext& ctx_;
   std::atomic<int64_t>* const saturated_;
   int64_t counted_ = 0;
 };

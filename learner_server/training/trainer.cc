@@ -160,6 +160,7 @@ absl::Status Trainer::FillOldLogProbs(TrainBatch* batch, StepRecord* record) {
 absl::Status Trainer::RunUpdates(TrainBatch* batch, StepRecord* record) {
   MismatchStatistics mismatch;
   std::atomic<int64_t>* saturated = parts_.ctx.saturated_stores;
+  AddSaturatedStores(parts_.ctx);
   const int64_t saturated_before = saturated == nullptr ? 0 : saturated->load();
   for (size_t i = 0; i < batch->updates.size(); ++i) {
     // Until the batch has changed anything it can be left, to be trained on again by a later

@@ -12,6 +12,8 @@ rm -rf "$folder"
 mkdir -p "$folder/lib"
 cp build/cuda/gpu_tests/* "$folder/"
 cp tests/gpu/check "$folder/"
+mkdir -p "$folder/tests/golden"
+cp -r tests/golden/model "$folder/tests/golden/"
 for binary in "$folder"/gpu_*_test; do ldd "$binary"; done |
   awk '$3 ~ /^\// { print $3 }' | sort -u |
   grep -vE '/(libc|libm|libdl|librt|libpthread|libcuda|libcudart|libcublas|libcublasLt|libnccl)\.so' |

@@ -18,7 +18,7 @@ int main(int argc, char** argv) {
   try {
     const halfstep::Buffer probe("probe", 1, {halfstep::DeviceType::kCuda, 0});
   } catch (const halfstep::DeviceError& error) {
-    std::printf("skipped: %s\n", error.what());
+    std::printf("no device to test on: %s\n", error.what());
     return kSkipped;
   }
   return RUN_ALL_TESTS();

@@ -159,7 +159,7 @@ struct Weight {
   Weight(Random& random, DType dtype, const Dims& dims)
       : plain(random.Normal(dtype, {dims.out, dims.in}, 0.2)),
         packed(Zeros(DType::kUInt8, {static_cast<int64_t>(
-                                        PackedLinearBytes(kCpuDevice, dtype, dims.out, dims.in))})),
+                                        PackedLinearBytes(kTestDevice, dtype, dims.out, dims.in))})),
         bias(random.Normal(dtype, {dims.out}, 0.5)) {
     PackLinear(TestContext(), std::as_const(plain).view(), packed);
   }

@@ -137,7 +137,9 @@ TEST_F(TrainStepTest, TheRangeOfTheLogitsIsThatOfWhatTheBackwardStores) {
     range.Watch();
     range.AddLogits(ctx_, gradient);
     EXPECT_EQ(range.first_non_finite(), finite ? "" : "logits") << scale;
-    if (finite) EXPECT_NEAR(range.largest(), largest, 1e-3 * largest) << scale;
+    if (finite) {
+      EXPECT_NEAR(range.largest(), largest, 1e-3 * largest) << scale;
+    }
     overflows += !finite;
   }
   EXPECT_GT(overflows, 0);

@@ -23,6 +23,7 @@ using boost::context::fiber;
 constexpr int kWarp = 32;
 constexpr size_t kStackBytes = 128 << 10;
 constexpr size_t kSharedAlignment = 128;
+constexpr size_t kMaxSharedBytes = 227 << 10;  // of a block on Hopper
 // Of FP16, BF16 and FP32 these bytes are NaN.
 constexpr int kPoison = 0xFF;
 constexpr uint64_t kDefaultSeed = 1;
@@ -141,10 +142,8 @@ fiber Emulator::MakeFiber() {
                  for (;;) {
                    try {
                      body_();
-                     // A copy that nobody waited for still lands in the memory of a real GPU.
-                     if (!current().open_group.empty() || !current().groups.empty()) {
-                       WaitCopyGroups(0);
-                     }
+                     if (!current().open_group.empty()) Fail("ends with copies it did not commit");
+                     WaitCopyGroups(0);  // what nobody waited for still lands
                    } catch (const std::exception&) {
                      error_ = std::current_exception();
                    }
@@ -239,6 +238,10 @@ void Run(const LaunchShape& shape, const std::function<void()>& body) {
   if (shape.threads <= 0 || shape.threads % kWarp != 0 || shape.threads > 1024) {
     throw EmulationError(std::string("kernel ") + shape.kernel + ": a block cannot have " +
                          std::to_string(shape.threads) + " threads");
+  }
+  if (shape.shared_bytes > kMaxSharedBytes) {
+    throw EmulationError(std::string("kernel ") + shape.kernel + ": a block cannot have " +
+                         std::to_string(shape.shared_bytes) + " bytes of shared memory");
   }
   if (shape.grid_y >= 65536 || shape.grid_x > INT32_MAX) {
     throw EmulationError(std::string("kernel ") + shape.kernel + ": the grid is too large");

@@ -10,7 +10,9 @@
 //   and a deadlock are errors;
 // * the matrix instruction follows the published model of Hopper's tensor cores to the bit
 //   (tensor_core.h).
-// It does not see timing, and not a missing SyncWarp where lanes exchange data through memory.
+// It does not see timing, not a missing SyncWarp where lanes exchange data through memory, no races
+// between blocks, which run one after the other, and nothing that comes of calls returning before
+// their work is done.
 #pragma once
 
 #include <cstdint>

@@ -29,7 +29,7 @@ struct CollectiveBackend {
   Device device = kCpuDevice;
   bool names_peers = true;    // errors say whom it was waited for
   bool in_rank_order = true;  // sums add in the tree over ranks
-  // Ranks of one epoch, which must come within ten seconds.
+  // Ranks of one epoch, which must come within thirty seconds.
   std::function<JoinRank(int size, uint64_t epoch)> session;
 };
 

@@ -194,7 +194,7 @@ TEST_P(FaultTest, SurvivorsBlameTheVictimAndGoOn) {
 INSTANTIATE_TEST_SUITE_P(
     Signals, FaultTest,
     testing::Values(Fault{"killed", SIGKILL, "PEER_LOST", absl::Seconds(60)},
-                    Fault{"stopped", SIGSTOP, "COLLECTIVE_TIMEOUT", absl::Seconds(2)}),
+                    Fault{"stopped", SIGSTOP, "COLLECTIVE_TIMEOUT", absl::Seconds(5)}),
     [](const testing::TestParamInfo<Fault>& fault) { return fault.param.name; });
 
 }  // namespace

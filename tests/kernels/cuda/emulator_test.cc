@@ -136,7 +136,7 @@ bool CopiesRightly() {
 TEST(CudaEmulatorTest, AnAsynchronousCopyLandsNoEarlierThanItsWait) {
   EXPECT_TRUE(HoldsInEverySchedule(CopiesRightly<Waits::kRight>));
   EXPECT_FALSE(CopiesRightly<Waits::kOneTooFew>());
-  EXPECT_FALSE(CopiesRightly<Waits::kNotCommitted>());
+  EXPECT_THROW(CopiesRightly<Waits::kNotCommitted>(), emulator::EmulationError);
   EXPECT_FALSE(HoldsInEverySchedule(CopiesRightly<Waits::kNoBarrier>));
 }
 
@@ -339,6 +339,11 @@ TEST(CudaEmulatorTest, RunsEveryThreadOfEveryBlock) {
                     Pointer<unsigned>(&largest, 1)),
             "");
   EXPECT_EQ(counter, 2u * 3 * 2 * 64);
+}
+
+TEST(CudaEmulatorTest, MoreSharedMemoryThanABlockCanHaveIsRefused) {
+  EXPECT_THAT(ErrorOf({"WriteShared", 1, 1, 32, 228 << 10}, WriteShared, 0),
+              HasSubstr("bytes of shared memory"));
 }
 
 TEST(CudaEmulatorTest, ABlockThatIsNoWholeNumberOfWarpsIsRefused) {
