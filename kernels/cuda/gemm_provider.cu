@@ -380,6 +380,7 @@ bool IsCapturing(const ExecContext& ctx) {
 
 bool LibraryProduct(const ExecContext& ctx, const MatrixProduct& product) {
   if (!LibraryMayServe(ctx, product)) return false;
+  Require(cudaSetDevice(ctx.device.index), "choosing the device");
   const Key key = KeyOf(ctx, product);
   Table& table = TheTable();
   Choice choice;
