@@ -140,16 +140,12 @@ TEST_F(FreeRolloutDeathTest, EveryGroupIsTrainedOnceAndIsOneDrawOfOneRollout) {
   ASSERT_EQ(result->outcome, RunOutcome::kSucceeded) << result->message;
 
   std::map<std::pair<uint64_t, uint32_t>, int> times;  // by group and index
-  std::map<std::string, int64_t> by_rollout;
-  std::map<uint64_t, std::set<std::string>> rollouts_of;  // a group
   int64_t tokens = 0, stale = 0;
   for (const ReplayBatch& batch : ReadBatches()) {
     stale += batch.stale_samples;
     tokens += batch.stale_tokens;
     for (const Trajectory& trajectory : batch.trajectories) {
       ++times[{trajectory.key.ordinal, trajectory.sample.index}];
-      ++by_rollout[trajectory.rollout_id];
-      rollouts_of[trajectory.key.ordinal].insert(trajectory.rollout_id);
       tokens += static_cast<int64_t>(trajectory.sample.tokens.size());
       for (const VersionRun& run : trajectory.sample.versions) {
         EXPECT_LE(run.version, batch.version);
@@ -162,9 +158,6 @@ TEST_F(FreeRolloutDeathTest, EveryGroupIsTrainedOnceAndIsOneDrawOfOneRollout) {
   for (const auto& [sample, count] : times) {
     EXPECT_LT(sample.first, static_cast<uint64_t>(kJobSteps * kPrompts));
     EXPECT_EQ(count, 1) << "sample " << sample.second << " of group " << sample.first;
-  }
-  for (const auto& [group, rollouts] : rollouts_of) {
-    EXPECT_EQ(rollouts.size(), 1u) << "group " << group;
   }
 
   // The books: what the dead one delivered of a group that it did not complete is dropped by the
@@ -181,7 +174,9 @@ TEST_F(FreeRolloutDeathTest, EveryGroupIsTrainedOnceAndIsOneDrawOfOneRollout) {
   EXPECT_EQ(summary.tokens_generated(), tokens);
   EXPECT_GT(summary.groups_reassigned(), 0);
   EXPECT_EQ(summary.groups_reassigned(), metrics_.groups_reassigned.Value());
-  EXPECT_EQ(summary.samples_by_rollout().at("other"), by_rollout["other"]);
+  // The dead one completed no group, so nothing of it is trained on.
+  EXPECT_EQ(summary.samples_by_rollout().size(), 1u);
+  EXPECT_EQ(summary.samples_by_rollout().at("other"), kTrained);
   EXPECT_EQ(summary.max_abs_logprob_diff(), 0);
 
   const auto replay =

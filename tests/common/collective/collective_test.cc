@@ -91,8 +91,7 @@ TEST(GlooCommunicatorTest, FormNamesAllRanksThatDoNotCome) {
         GlooOptions options;
         options.membership = {rank * 2, 4, 1};  // ranks 0 and 2 of 4
         options.store = store;
-        const auto formed =
-            GlooCommunicator::Form(options, CallFor("start", absl::Seconds(3)));
+        const auto formed = GlooCommunicator::Form(options, CallFor("start", absl::Seconds(3)));
         EXPECT_EQ(ReasonOf(formed.status()), "COLLECTIVE_TIMEOUT") << formed.status();
         EXPECT_EQ(GetErrorReason(formed.status())->metadata["peers"], "1,3");
         return std::make_unique<ThreadCommunicator>(std::make_shared<ThreadGroup>(1, 1), 0);

@@ -119,8 +119,8 @@ inline OwnedTensor OnTestDevice(const std::vector<float>& values) {
 
 using Sequences = std::vector<std::vector<int32_t>>;
 
-// Five sequences that tests split into micro-batches {0}, {1, 2}, {3}, {4} without changing a bit of
-// the gradients; on CUDA that holds for splits at multiples of 16 tokens (kernels/ops/linear.h).
+// Five sequences that tests split into micro-batches {0}, {1, 2}, {3}, {4} without changing a bit
+// of the gradients; on CUDA that holds for splits at multiples of 16 tokens (kernels/ops/linear.h).
 inline const std::vector<int> kSplitLengths =
     kEmulated ? std::vector<int>{48, 7, 73, 16, 33} : std::vector<int>{40, 7, 65, 3, 33};
 
