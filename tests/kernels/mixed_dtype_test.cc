@@ -158,8 +158,8 @@ constexpr Dims kDims[] = {{1, 33, 47}, {3, 40, 64}, {7, 16, 31}, {33, 65, 70}, {
 struct Weight {
   Weight(Random& random, DType dtype, const Dims& dims)
       : plain(random.Normal(dtype, {dims.out, dims.in}, 0.2)),
-        packed(Zeros(DType::kUInt8, {static_cast<int64_t>(
-                                        PackedLinearBytes(kTestDevice, dtype, dims.out, dims.in))})),
+        packed(Zeros(DType::kUInt8, {static_cast<int64_t>(PackedLinearBytes(kTestDevice, dtype,
+                                                                            dims.out, dims.in))})),
         bias(random.Normal(dtype, {dims.out}, 0.5)) {
     PackLinear(TestContext(), std::as_const(plain).view(), packed);
   }
