@@ -125,12 +125,6 @@ void PacedRollout::AwaitWeights(uint64_t version) {
   Await("for new weights", absl::Condition(&given));
 }
 
-void PacedRollout::AwaitAcknowledged(int64_t samples) {
-  absl::MutexLock lock(&mutex_);
-  auto enough = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return acknowledged_ >= samples; };
-  Await("for samples to be acknowledged", absl::Condition(&enough));
-}
-
 // ---- LinkPeer
 
 void PacedRollout::OnOpened(uint64_t stream) { agent_->OnOpened(stream); }
@@ -145,20 +139,10 @@ void PacedRollout::OnMessage(uint64_t stream, const v1::LearnerMessage& message)
     const v1::CommitWeights& commit = message.commit_weights();
     session_->Commit(kProbe, commit.job_epoch(), FromProto(commit.weights()));
   }
-  if (!message.has_ack()) return;
-  absl::MutexLock lock(&mutex_);
-  const auto end = sent_.upper_bound(message.ack().sequence_number());
-  for (auto it = sent_.begin(); it != end; ++it) acknowledged_ += it->second;
-  sent_.erase(sent_.begin(), end);
 }
 
 bool PacedRollout::NextMessage(uint64_t stream, v1::RolloutMessage* message) {
-  if (!agent_->NextMessage(stream, message)) return false;
-  if (message->has_samples()) {
-    absl::MutexLock lock(&mutex_);
-    sent_[message->samples().sequence_number()] = message->samples().samples_size();
-  }
-  return true;
+  return agent_->NextMessage(stream, message);
 }
 
 }  // namespace halfstep

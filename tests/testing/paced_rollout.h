@@ -5,7 +5,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <string>
 
@@ -40,8 +39,6 @@ class PacedRollout final : public LinkPeer {
   void AwaitStill() ABSL_LOCKS_EXCLUDED(mutex_);
   // The engine was given the weights of `version`, which it takes up before its next step.
   void AwaitWeights(uint64_t version) ABSL_LOCKS_EXCLUDED(mutex_);
-  // The learner has acknowledged so many samples.
-  void AwaitAcknowledged(int64_t samples) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // ---- LinkPeer
   void OnOpened(uint64_t stream) override;
@@ -61,8 +58,6 @@ class PacedRollout final : public LinkPeer {
   int64_t steps_ ABSL_GUARDED_BY(mutex_) = 0;  // that the engine did
   int64_t allowed_ ABSL_GUARDED_BY(mutex_);
   int64_t version_given_ ABSL_GUARDED_BY(mutex_) = -1;
-  std::map<uint64_t, int64_t> sent_ ABSL_GUARDED_BY(mutex_);  // samples by sequence number
-  int64_t acknowledged_ ABSL_GUARDED_BY(mutex_) = 0;
 
   std::unique_ptr<RolloutAgent> agent_;
   std::unique_ptr<JobSession> session_;

@@ -306,7 +306,7 @@ TEST_P(TransformerTest, AnotherOrderOfSummationShowsInTheBits) {
   }
   // Rounding to 16 bits hides most of the differences, so many rows are needed to see some.
   const PackedBatch batch =
-      Pack(RandomSequences(config_, std::vector<int>(12, static_cast<int>(Many(200, 20))), 17));
+      Pack(RandomSequences(config_, std::vector<int>(12, static_cast<int>(Many(200, 100))), 17));
   const OwnedTensor a = TrainHidden(*weights_, batch, 2);
   const OwnedTensor b = TrainHidden(*WeightsFrom(config_, permuted, dtype_), batch, 2);
   EXPECT_NE(std::memcmp(a.view().data(), b.view().data(), a.view().bytes()), 0);
@@ -502,7 +502,10 @@ TEST_P(TransformerTest, TheFastEngineIsAnotherEngineAndNoWorse) {
   const OwnedTensor exact = Decode(*exact_weights, sequences[0], Profile::kBitwise);
   const OwnedTensor bitwise = Decode(*weights_, sequences[0], Profile::kBitwise);
   const OwnedTensor fast = Decode(*weights_, sequences[0], Profile::kFast);
-  EXPECT_NE(std::memcmp(fast.view().data(), bitwise.view().data(), fast.view().bytes()), 0);
+  // In FP32 there is no rounding to leave out, and CUDA splits only longer contexts.
+  if (!kEmulated || dtype_ != DType::kFloat32) {
+    EXPECT_NE(std::memcmp(fast.view().data(), bitwise.view().data(), fast.view().bytes()), 0);
+  }
   if (dtype_ == DType::kFloat32) {
     EXPECT_LT(Distance(fast.view(), exact), 1e-5);
   } else {
