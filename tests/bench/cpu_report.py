@@ -14,6 +14,7 @@ import json
 import pathlib
 import platform
 import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -197,6 +198,50 @@ def make_m(directory, root):
     halfstep(directory, root, START, "start")
 
 
+def compare_profiles(directory, root, name, preset, values):
+    """One row of the table for each profile."""
+    steps = {"fast": [], "bitwise": []}
+    cpu = {"fast": 0.0, "bitwise": 0.0}
+    for turn in range(values["turns"]):
+        for profile in steps:
+            output = f"{name}_{preset}_{profile}_{turn}"
+            job = JOB.format(preset=preset, profile=profile, output=output, **values)
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            steps[profile] += halfstep(directory, root, job, output)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            cpu[profile] += after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    # Step by step: the same step of the same turn takes the same work in both profiles.
+    ratios = sorted(
+        (b["time_total"] / b["tokens"]) / (f["time_total"] / f["tokens"])
+        for f, b in zip(steps["fast"], steps["bitwise"], strict=True)
+    )
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    rows = []
+    for profile, lines in steps.items():
+        tokens = sum(line["tokens"] for line in lines)
+
+        def per_token(key):
+            return f"{1e6 * sum(line[key] for line in lines) / tokens:.0f}"
+
+        fast = profile == "fast"
+        rows.append(
+            (
+                name,
+                preset,
+                profile,
+                per_token("time_total"),
+                per_token("time_wait"),
+                per_token("time_rescore"),
+                per_token("time_forward_backward"),
+                f"{statistics.median(line['tokens_rescored'] for line in lines):.0f}",
+                f"{cpu[profile]:.0f} s",
+                "1" if fast else f"{middle:.3f} ({low:.3f} to {high:.3f})",
+                "1" if fast else f"{cpu['bitwise'] / cpu['fast']:.3f}",
+            )
+        )
+    return rows
+
+
 def profiles(directory):
     """Whole steps of the same job in both profiles, in turn, so that what the machine does meanwhile
     falls on both."""
@@ -206,53 +251,27 @@ def profiles(directory):
         shutil.copytree(ROOT / "deploy/examples/demo", root / "demo")
         make_m(directory, root)
         demo = {"model": "demo/model", "train": "demo/train.jsonl", "reward": "{type: numeric}",
-                "tokens": 48, "prompts": 32, "samples": 8, "steps": 9}  # fmt: skip
+                "tokens": 48, "prompts": 32, "samples": 8, "steps": 9, "turns": 2}  # fmt: skip
         m = {"model": "made/model", "train": "rows.jsonl", "tokens": 64, "prompts": 8, "samples": 4,
-             "reward": "{type: regex, pattern: '^(x)[0-9]*[02468](?=x|$)'}", "steps": 4}  # fmt: skip
+             "reward": "{type: regex, pattern: '^(x)[0-9]*[02468](?=x|$)'}", "steps": 4, "turns": 3}  # fmt: skip
         for name, preset, values in (
             ("demo", "dr_grpo", demo),
             ("demo", "grpo_token_tis", demo),
             ("M", "dr_grpo", m),
             ("M", "grpo_token_tis", m),
         ):
-            steps = {"fast": [], "bitwise": []}
-            for turn in range(2):
-                for profile in steps:
-                    output = f"{name}_{preset}_{profile}_{turn}"
-                    job = JOB.format(preset=preset, profile=profile, output=output, **values)
-                    steps[profile] += halfstep(directory, root, job, output)
-            per_token = {
-                profile: {
-                    key: 1e6 * sum(line[key] for line in lines) / sum(line["tokens"] for line in lines)
-                    for key in ("time_total", "time_wait", "time_rescore", "time_forward_backward")
-                }
-                for profile, lines in steps.items()
-            }
-            ratio = per_token["bitwise"]["time_total"] / per_token["fast"]["time_total"]
-            for profile, figures in per_token.items():
-                rows.append(
-                    (
-                        name,
-                        preset,
-                        profile,
-                        f"{figures['time_total']:.0f}",
-                        f"{figures['time_wait']:.0f}",
-                        f"{figures['time_rescore']:.0f}",
-                        f"{figures['time_forward_backward']:.0f}",
-                        f"{statistics.median(line['tokens_rescored'] for line in steps[profile]):.0f}",
-                        f"{ratio:.3f}" if profile == "bitwise" else "1",
-                    )
-                )
+            rows += compare_profiles(directory, root, name, preset, values)
     head = ("model", "preset", "profile", "step", "waiting for samples", "rescoring", "forward and backward",
-            "tokens rescored", "of fast")  # fmt: skip
+            "tokens rescored", "CPU time", "step, of fast", "CPU time, of fast")  # fmt: skip
     costs = [
         (row["name"].split("/")[1], f"{1e6 / row['items_per_second']:.3f}")
         for row in run(directory / "mismatch_bench", "BM_Mismatch")
     ]
     return (
         "Whole steps of jobs with one rollout server on this machine, microseconds per trained token, mean of the "
-        "steps after the first of two runs each, in turn. `grpo_token_tis` needs the log-probs of pi_old: "
-        "`fast` takes a second forward for them, `bitwise` has them already.\n\n"
+        "steps after the first of 2 (demo) or 3 (M) runs each, in turn; `of fast` is the median of the ratios step by step, with "
+        "their quartiles. CPU time is that of all processes over all runs, with start and end. `grpo_token_tis` needs "
+        "the log-probs of pi_old: `fast` takes a second forward for them, `bitwise` has them already.\n\n"
         + table(head, rows)
         + "\n\n`mismatch_bench`: all mismatch metrics of a batch, microseconds per token\n\n"
         + table(("tokens of a response", "us per token"), costs)
