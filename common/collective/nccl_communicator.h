@@ -57,7 +57,8 @@ struct NcclOptions {
   // them. Outlives the communicator.
   cudaStream_t stream = nullptr;
   // Device memory, of any dtype, of at least 4 KiB, which outlives the communicator. With a reducer
-  // it holds the other ranks' shards: size - 1 times a slice of the data; the larger the better.
+  // it holds the other ranks' shards: size - 1 times a slice of the data; the larger the better,
+  // and of the same size on every rank, which nothing checks.
   Tensor scratch;
   // With it, sums keep the order of ranks that every other Communicator keeps: shards are exchanged
   // and added by it. Without it NCCL adds, in an order that is the same in every run on the same

@@ -12,7 +12,9 @@
 // themselves: one without long responses is more likely to be complete in time. Draws depend on
 // seed, group, index and position alone, so that under the same weights the second draw is the
 // first one, and nothing is favoured at all. In a group that names its version this is always so
-// (profile bitwise; in fast but for rounding), and what was admitted of it stays.
+// (profile bitwise; in fast but for rounding), and what was admitted of it stays. One way to a
+// mixed draw is left: a session that loses a group and is given it again at once, where what it had
+// sent before still arrives.
 #pragma once
 
 #include <compare>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where the tensors of a test live and its operations run. The same tests are built for the CPU
-// and, with HALFSTEP_TEST_CUDA, for CUDA under the emulator, whose device memory is memory of the
-// process that tests may read and write.
+// and, with HALFSTEP_TEST_CUDA, for CUDA: under the emulator, whose device memory is memory of the
+// process, or for a GPU with HALFSTEP_CUDA_MANAGED, so that tests may read and write it.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,7 @@ inline constexpr Device kTestDevice{DeviceType::kCuda, 0};
 #else
 inline constexpr Device kTestDevice = kCpuDevice;
 #endif
+// Also of a GPU, which takes the emulator's sizes.
 inline constexpr bool kEmulated = kTestDevice.type == DeviceType::kCuda;
 
 // A size that a test needs to have enough to divide among threads; emulation, which is slow,
